@@ -1,0 +1,99 @@
+"""Base models as one safetensors file: weights, configuration and model card. Nothing is ever unpickled."""
+
+import hashlib
+import json
+import os
+from importlib import resources
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from adaptmedseg.errors import UserError
+from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, SegVolConfig
+
+BASE_FORMAT = "adaptmedseg-base-1"
+FRESH = {"fresh:small": SMALL, "fresh:released": RELEASED}
+SHIPPED = {"small": "small_ct_base.safetensors"}
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically: it appears whole or not at all."""
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(serialise(contiguous, metadata))
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder") from None
+
+
+def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file that this project wrote. UserError on anything else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != expected_format:
+                found = metadata.get("format", "no format name")
+                raise UserError(f"{path}: holds {found}, expected {expected_format}; give a file written by adaptmedseg")
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such model file; give the path of a .safetensors file") from None
+    except (SafetensorError, IsADirectoryError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from None
+
+
+def weights_hash(model: SegVol) -> str:
+    """SHA-256 over names and float32 values of the base's weights, adapters left out: what adapters are bound to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "lora_" in name:
+            continue
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_base(path: Path, model: SegVol, card: dict[str, object], dtype: torch.dtype = torch.float32) -> None:
+    """Write a base model with its card (name, training data, licence, ...)."""
+    tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    metadata = {"format": BASE_FORMAT, "config": model.config.model_dump_json(), "card": json.dumps(card)}
+    write_tensors(path, tensors, metadata)
+
+
+def base_path(name: str) -> Path:
+    """The file behind a known name or a path."""
+    if name in SHIPPED:
+        return Path(str(resources.files("adaptmedseg.assets"))) / SHIPPED[name]
+    return Path(name)
+
+
+def load_base(name: str, seed: int = 0) -> tuple[SegVol, dict[str, object]]:
+    """A base model in float32 and its card, by known name ("small"), path, or "fresh:small"/"fresh:released".
+
+    Raises UserError for a missing, damaged or foreign file.
+    """
+    if name in FRESH:
+        torch.manual_seed(seed)
+        return SegVol(FRESH[name]), {"name": name, "trained_on": "nothing: fresh weights", "seed": seed}
+    path = base_path(name)
+    if not path.suffix and not path.exists():
+        known = ", ".join([*SHIPPED, *FRESH])
+        raise UserError(f"base '{name}': neither a known name ({known}) nor a file; give one of them")
+    tensors, metadata = read_tensors(path, BASE_FORMAT)
+    try:
+        model = SegVol(SegVolConfig.model_validate_json(metadata["config"]))
+        card = json.loads(metadata["card"])
+    except (KeyError, ValidationError, json.JSONDecodeError):
+        raise UserError(f"{path}: its model card is damaged; copy or download the file again") from None
+    wanted = model.state_dict()
+    wrong = sorted(wanted.keys() ^ tensors.keys()) or [n for n in wanted if wanted[n].shape != tensors[n].shape]
+    if wrong:
+        raise UserError(f"{path}: does not fit its own configuration (first difference: {wrong[0]}); download it again")
+    model.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+    return model, card

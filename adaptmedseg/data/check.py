@@ -1,0 +1,254 @@
+"""Checking a user's folder before anything is made of it: what each case is, and what is wrong with it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adaptmedseg.data.archive import opened_source
+from adaptmedseg.data.discover import Pair, find_pairs
+from adaptmedseg.data.labelled import Absent, LabelledVolume, modality_of, read_labelled
+from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
+from adaptmedseg.data.normalise import segvol_normalise
+from adaptmedseg.data.prepared import file_sha256
+from adaptmedseg.data.registry import Family, Registry, default_registry
+from adaptmedseg.data.volume import NIFTI_SUFFIXES
+from adaptmedseg.errors import UserError
+
+_AXES = ("lower or upper", "front or back", "left or right")  # d, h, w of a canonical volume
+_PLAUSIBLE_MM = (0.05, 20.0)
+_LOWEST_MR = -50.0
+_HIGHEST_AIR_HU = -200.0
+
+
+@dataclass(frozen=True)
+class CaseCheck:
+    """What one case is and what is wrong with it.
+
+    Shape and spacing (mm) in the order d, h, w, the file's orientation letters, the range of intensities, the volume of
+    every annotated structure in ml, errors that `prepare` refuses, and warnings worth a look.
+    """
+
+    id: str
+    shape: tuple[int, ...] | None = None
+    spacing: tuple[float, float, float] | None = None
+    orientation: str = ""
+    intensities: tuple[float, float] | None = None
+    volumes_ml: dict[str, float] = field(default_factory=dict)
+    errors: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """All cases of a folder, and the errors that belong to no single case."""
+
+    cases: tuple[CaseCheck, ...]
+    folder_errors: tuple[str, ...] = ()
+
+    @property
+    def errors(self) -> tuple[str, ...]:
+        """Every error, the folder's first."""
+        return (*self.folder_errors, *(error for case in self.cases for error in case.errors))
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Every warning."""
+        return tuple(warning for case in self.cases for warning in case.warnings)
+
+    @property
+    def exit_code(self) -> int:
+        """0 where `prepare` would accept the folder, else 1."""
+        return 1 if self.errors else 0
+
+
+def check_folder(
+    source: str | Path,
+    *,
+    modality: str | None = None,
+    labels: LabelNames | None = None,
+    images: Path | None = None,
+    label_folder: Path | None = None,
+    channel: int | None = None,
+    new_structures: Sequence[str] = (),
+    absent: Absent = "unannotated",
+    skip_unlabelled: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    """Read every case of a folder or .zip and report on it; writes nothing.
+
+    The arguments mean what they mean in `adaptmedseg.preprocessing.folder.prepare_folder`. Without any label names,
+    volumes are told by label value; without a modality, intensities are not judged.
+
+    Raises:
+        UserError: the folder as a whole cannot be read, or a name is unknown. Bad cases are reported, not raised.
+    """
+    registry = default_registry().extended({name: {} for name in new_structures})
+    with opened_source(source) as opened:
+        found = find_pairs(opened, images=images, labels=label_folder, channel=channel, skip_unlabelled=skip_unlabelled)
+        described = found.description.get("labels")
+        scheme = label_scheme(labels or {}, described, registry) if labels or described else None
+        stated = modality or found.description.get("modality") or found.description.get("channel_names")
+        family = modality_of(modality, found.description, channel, registry).family if stated else None
+        cases = []
+        for done, pair in enumerate(found.pairs, start=1):
+            cases.append(check_case(pair, scheme, family, absent, registry))
+            if progress is not None:
+                progress(done, len(found.pairs))
+        problems = [*found.problems, *_duplicates(found.pairs)]
+        shown = [problem.replace(str(opened), str(source)) for problem in problems]
+        return CheckReport(tuple(_renamed(case, str(opened), str(source)) for case in cases), tuple(shown))
+
+
+def check_case(
+    pair: Pair, scheme: LabelScheme | None, family: Family | None, absent: Absent, registry: Registry
+) -> CaseCheck:
+    """Report on one case. `scheme` None tells volumes by label value; `family` None leaves intensities unjudged."""
+    try:
+        case = read_labelled(pair, scheme, absent)
+    except UserError as error:
+        return CaseCheck(pair.id, errors=(str(error),))
+    masks = _masks(case, scheme, absent)
+    voxel_ml = float(np.prod(case.image.spacing)) / 1000
+    low, high = float(case.image.data.min()), float(case.image.data.max())
+    warnings = [
+        *_header_warnings(pair, case),
+        *_intensity_warnings(low, high, family),
+        *_clipped(masks),
+        *_outside_crop(case, masks),
+        *_doubtful_sides(masks, case.image.spacing, registry if scheme else None),
+    ]
+    return CaseCheck(
+        pair.id,
+        case.image.data.shape,
+        case.image.spacing,
+        case.image.grid.codes,
+        (low, high),
+        {name: float(mask.sum()) * voxel_ml for name, mask in masks.items()},
+        warnings=tuple(f"{pair.image}: {warning}" for warning in warnings),
+    )
+
+
+def print_report(report: CheckReport, console: Console) -> None:
+    """Print a table of the cases, then every error and warning."""
+    table = Table("case", "shape (d, h, w)", "spacing (mm)", "axes", "intensities", "volumes (ml)", "state")
+    for case in report.cases:
+        table.add_row(*(escape(cell) for cell in _row(case)))
+    console.print(table)
+    for kind, style, sentences in (("error", "red", report.errors), ("warning", "yellow", report.warnings)):
+        for sentence in sentences:
+            console.print(f"[{style}]{kind}[/{style}]: {escape(sentence)}", soft_wrap=True)
+    bad = sum(bool(case.errors) for case in report.cases)
+    console.print(
+        f"{len(report.cases)} cases, {bad} of them bad; {len(report.errors)} errors, {len(report.warnings)} warnings."
+    )
+
+
+def _row(case: CaseCheck) -> list[str]:
+    state = "error" if case.errors else "warning" if case.warnings else "good"
+    if case.shape is None or case.spacing is None or case.intensities is None:
+        return [case.id, "", "", "", "", "", state]
+    return [
+        case.id,
+        " × ".join(map(str, case.shape)),
+        " × ".join(f"{size:.3g}" for size in case.spacing),
+        case.orientation,
+        f"{case.intensities[0]:.4g} to {case.intensities[1]:.4g}",
+        ", ".join(f"{name} {volume:.1f}" for name, volume in case.volumes_ml.items()),
+        state,
+    ]
+
+
+def _masks(case: LabelledVolume, scheme: LabelScheme | None, absent: Absent) -> dict[str, np.ndarray]:
+    """The masks of the structures that the case annotates."""
+    values = scheme.values if scheme else {f"label {value}": (value,) for value in case.counts if value}
+    masks = {name: np.isin(case.labels.data, numbers) for name, numbers in values.items()}
+    return {name: mask for name, mask in masks.items() if mask.any() or absent == "empty"}
+
+
+def _header_warnings(pair: Pair, case: LabelledVolume) -> list[str]:
+    warnings = []
+    spacing = [round(size, 3) for size in case.image.spacing]
+    if min(spacing) < _PLAUSIBLE_MM[0] or max(spacing) > _PLAUSIBLE_MM[1]:
+        warnings.append(f"spacing {spacing} mm is implausible; check the header's units")
+    if pair.image.name.lower().endswith(NIFTI_SUFFIXES):
+        header = nib.load(pair.image).header
+        if not int(header["sform_code"]) and not int(header["qform_code"]):
+            warnings.append("the header states no orientation, so that left and right are a guess")
+    return warnings
+
+
+def _intensity_warnings(low: float, high: float, family: Family | None) -> list[str]:
+    if family == "CT" and low > _HIGHEST_AIR_HU:
+        return [f"the lowest value is {low:g} where CT has air near -1000 HU; is it CT, and in HU?"]
+    if family == "MR" and low < _LOWEST_MR:
+        return [f"the lowest value is {low:g} where MR intensities are not negative; is it CT, or rescaled?"]
+    return []
+
+
+def _clipped(masks: dict[str, np.ndarray]) -> list[str]:
+    """Structures that reach the volume's edge and so may go on beyond it."""
+    warnings = []
+    for name, mask in masks.items():
+        sides = [_AXES[axis] for axis in range(3) if mask.take(0, axis).any() or mask.take(-1, axis).any()]
+        if sides:
+            warnings.append(f"{name} touches the {' and '.join(sides)} edge of the volume and may be cut off")
+    return warnings
+
+
+def _outside_crop(case: LabelledVolume, masks: dict[str, np.ndarray]) -> list[str]:
+    """Structures with voxels outside the foreground crop, which preparing loses."""
+    _, crop = segvol_normalise(case.image.data)
+    inside = np.zeros(case.image.data.shape, dtype=bool)
+    inside[tuple(slice(*pair) for pair in crop)] = True
+    lost = {name: int((mask & ~inside).sum()) for name, mask in masks.items()}
+    return [f"{count} voxels of {name} lie outside the image's foreground" for name, count in lost.items() if count]
+
+
+def _doubtful_sides(
+    masks: dict[str, np.ndarray], spacing: tuple[float, float, float], registry: Registry | None
+) -> list[str]:
+    """Left and right partners that do not lie left and right of each other."""
+    warnings = []
+    for name, mask in masks.items():
+        partner = registry.mirror(name) if registry else name
+        if not name.startswith("left ") or not mask.any() or partner not in masks or not masks[partner].any():
+            continue
+        offset_mm = (_centroid(mask) - _centroid(masks[partner])) * np.array(spacing)
+        if int(np.abs(offset_mm).argmax()) != 2:
+            warnings.append(f"{name} and {partner} do not lie side by side; the header's axes look wrong")
+        elif offset_mm[2] > 0:
+            warnings.append(f"{name} lies to the right of {partner}; the names are swapped or the volume is flipped")
+    return warnings
+
+
+def _centroid(mask: np.ndarray) -> np.ndarray:
+    """Mean index (d, h, w) of the true voxels."""
+    return np.array([axis.mean() for axis in np.nonzero(mask)])
+
+
+def _duplicates(pairs: Sequence[Pair]) -> list[str]:
+    by_hash: dict[str, list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        by_hash[file_sha256(pair.image)].append(pair)
+    return [
+        f"The cases {', '.join(pair.id for pair in same)} are one and the same image file; keep one of them."
+        for same in by_hash.values()
+        if len(same) > 1
+    ]
+
+
+def _renamed(case: CaseCheck, old: str, new: str) -> CaseCheck:
+    """The case with the user's archive in its sentences where files were read from a temporary folder."""
+    errors, warnings = (tuple(text.replace(old, new) for text in texts) for texts in (case.errors, case.warnings))
+    return CaseCheck(
+        case.id, case.shape, case.spacing, case.orientation, case.intensities, case.volumes_ml, errors, warnings
+    )

@@ -1,0 +1,121 @@
+"""Which label values stand for which structures, and label maps as bit masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adaptmedseg.data.registry import Registry
+from adaptmedseg.errors import UserError
+
+BACKGROUND = "background"
+MAX_STRUCTURES = 64
+LabelNames = Mapping[int, str] | Mapping[str, str] | Mapping[int | str, str]
+
+
+@dataclass(frozen=True)
+class LabelScheme:
+    """`values`: the label values whose union is each structure, in bit order; `dropped`: values read as background."""
+
+    values: dict[str, tuple[int, ...]]
+    dropped: tuple[int, ...] = ()
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """Canonical names; the position is the structure's bit in the label masks."""
+        return tuple(self.values)
+
+    @property
+    def known_values(self) -> frozenset[int]:
+        """Every value that a label map may hold."""
+        return frozenset({0, *self.dropped}.union(*self.values.values()))
+
+    def bit_mask(self, labels: np.ndarray) -> np.ndarray:
+        """Label map (any shape) to bit masks of the same shape: bit i is set where structures[i] is.
+
+        Raises:
+            ValueError: the map holds a value that the scheme does not know.
+        """
+        unknown = set(np.unique(labels).tolist()) - self.known_values
+        if unknown:
+            raise ValueError(f"label values without a name: {sorted(unknown)}")
+        table = np.zeros(max(self.known_values) + 1, dtype=bit_dtype(len(self.values)))
+        for bit, values in enumerate(self.values.values()):
+            table[list(values)] |= table.dtype.type(1 << bit)
+        return table[labels]
+
+    def voxels(self, counts: Mapping[int, int]) -> dict[str, int]:
+        """Voxels of every structure from the voxels of every label value."""
+        return {name: sum(counts.get(value, 0) for value in values) for name, values in self.values.items()}
+
+
+def bit_dtype(count: int) -> np.dtype:
+    """The smallest unsigned dtype with `count` bits. Raises UserError above 64 structures."""
+    for dtype in (np.uint8, np.uint16, np.uint32, np.uint64):
+        if count <= np.iinfo(dtype).bits:
+            return np.dtype(dtype)
+    raise UserError(f"{count} structures are more than one data set can hold ({MAX_STRUCTURES}); name fewer.")
+
+
+def label_scheme(given: LabelNames, described: Mapping[str, Any] | None, registry: Registry) -> LabelScheme:
+    """Join the user's labels with those of a data set's own description; the user's win.
+
+    Args:
+        given: ``{1: "liver"}``, with keys ``int`` or ``"1+2"`` for a union; the name ``background`` drops a value.
+        described: ``labels`` of a dataset.json, as MSD (``{"1": "liver"}``) or nnU-Net writes it
+            (``{"liver": 1, "whole": [1, 2]}``).
+        registry: resolves synonyms to canonical names.
+
+    Raises:
+        UserError: no label is named, a key is no value, a name is unknown, or value 0 is given a name.
+    """
+    own = _by_structure(given, registry)
+    theirs = _by_structure(_described_labels(described or {}, given), registry)
+    merged = {**theirs, **own}
+    dropped = tuple(sorted(merged.pop(BACKGROUND, ())))
+    if not merged:
+        raise UserError('No label is named; give the labels, for example --label 1="prostate".')
+    bit_dtype(len(merged))
+    return LabelScheme(merged, dropped)
+
+
+def _by_structure(labels: LabelNames, registry: Registry) -> dict[str, tuple[int, ...]]:
+    """Canonical structure name to its values; entries that share a name form a union."""
+    table: dict[str, tuple[int, ...]] = {}
+    for key, name in labels.items():
+        canonical = BACKGROUND if name.strip().lower() == BACKGROUND else registry.structure(name).name
+        table[canonical] = tuple(sorted({*table.get(canonical, ()), *_values(key, name)}))
+    return table
+
+
+def _values(key: int | str, name: str) -> tuple[int, ...]:
+    parts = str(key).split("+")
+    if not all(part.strip().isdigit() for part in parts):
+        raise UserError(f"Label key {key!r} of {name!r} is no label value; write 1 or, for a union, 1+2.")
+    values = tuple(int(part) for part in parts)
+    if 0 in values:
+        raise UserError(f"Label value 0 is the background and cannot be {name!r}; number structures from 1.")
+    return values
+
+
+def _described_labels(labels: Mapping[str, Any], given: LabelNames) -> dict[int | str, str]:
+    """A dataset.json's labels as ``{"1+2": name}``, without the background and the values that the user names."""
+    taken = {str(key).strip() for key in given}
+    table: dict[int | str, str] = {}
+    for left, right in labels.items():
+        if isinstance(right, str) and str(left).isdigit():
+            key, name = str(left), right
+        else:
+            values = right if isinstance(right, list) else [right]
+            key, name = "+".join(str(value) for value in values), str(left)
+        if name.strip().lower() == "ignore" and key not in taken:
+            raise UserError(
+                f"dataset.json marks label {key} as 'ignore', which is no structure and no background; "
+                f"leave such cases out, or count it as background with --label {key}={BACKGROUND}."
+            )
+        if key != "0" and key not in taken:
+            table[key] = name
+    return table

@@ -1,0 +1,119 @@
+"""One score of one method on one structure of one case, and the file of such scores (`results.jsonl`)."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation.files import write_atomic
+
+PROMPT_ORIGINS = ("text", "task token", "oracle box", "none")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of `results.jsonl`.
+
+    `dice` is None where truth and prediction are both empty (not scored, but counted). `prompt_origin` says where the
+    prompt came from; an 'oracle' prompt was made from the ground truth. Further metrics go into `extra` and become
+    further keys of the line.
+    """
+
+    method: str
+    dataset: str
+    modality: str
+    case: str
+    patient: str
+    structure: str
+    prompt_origin: str
+    dice: float | None
+    volume_ml: float
+    truth_volume_ml: float
+    split: str = "test"
+    fold: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        if self.prompt_origin not in PROMPT_ORIGINS:
+            raise ValueError(f"prompt_origin: {self.prompt_origin!r} is none of {', '.join(PROMPT_ORIGINS)}")
+        if self.dice is not None and not 0 <= self.dice <= 1:
+            raise ValueError(f"dice: {self.dice} lies outside 0..1")
+        for name in ("volume_ml", "truth_volume_ml"):
+            if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is no volume")
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether the prompt was made from the ground truth, so that the score is no score of the product."""
+        return is_oracle(self.prompt_origin)
+
+    @property
+    def case_key(self) -> tuple[str, str, str]:
+        """Case names are unique within one modality of one data set only."""
+        return self.dataset, self.modality, self.case
+
+    @property
+    def patient_key(self) -> tuple[str, str]:
+        """Patient names are unique within a data set only."""
+        return self.dataset, self.patient
+
+
+FIELD_NAMES = tuple(f.name for f in fields(Record) if f.name != "extra")
+
+
+def is_oracle(prompt_origin: str) -> bool:
+    """Whether prompts of this origin are made from the ground truth."""
+    return prompt_origin.startswith("oracle")
+
+
+def _to_dict(record: Record) -> dict[str, Any]:
+    flat: dict[str, Any] = asdict(record)
+    extra: dict[str, Any] = flat.pop("extra")
+    clash = set(flat) & set(extra)
+    if clash:
+        raise ValueError(f"extra: {sorted(clash)} are fields of the record itself")
+    return flat | extra
+
+
+def _from_dict(line: dict[str, Any]) -> Record:
+    known = {name: line[name] for name in FIELD_NAMES if name in line}
+    return Record(**known, extra={key: value for key, value in line.items() if key not in FIELD_NAMES})
+
+
+def write_results(path: Path, records: Iterable[Record]) -> None:
+    """Write `results.jsonl`, one JSON object a line, atomically."""
+    lines = [json.dumps(_to_dict(record), ensure_ascii=False, allow_nan=False) for record in records]
+    write_atomic(path, "".join(line + "\n" for line in lines))
+
+
+def read_results(path: Path) -> list[Record]:
+    """Read `results.jsonl`; raises UserError for a missing or empty file and for a line that is no record."""
+    if not path.is_file():
+        raise UserError(f"{path}: there is no results file here; run the evaluation first.")
+    records: list[Record] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(_from_dict(json.loads(line)))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}, line {number}: no result record ({error}); run the evaluation again.") from error
+    if not records:
+        raise UserError(f"{path}: the results file is empty; run the evaluation again.")
+    return records
+
+
+def results_csv(records: Iterable[Record]) -> str:
+    """The records as CSV, one line a record, further metrics in further columns; an empty cell is 'not scored'."""
+    rows = [_to_dict(record) for record in records]
+    names = list(FIELD_NAMES) + sorted({key for row in rows for key in row} - set(FIELD_NAMES))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

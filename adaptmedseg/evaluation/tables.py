@@ -1,0 +1,240 @@
+"""Tables of scores: means with intervals per modality, structure, method and prompt origin, and paired differences.
+
+The prompt origin is part of every row's key, so a score with an oracle prompt is never averaged with one without.
+"""
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from adaptmedseg.evaluation.bootstrap import bootstrap_interval
+from adaptmedseg.evaluation.records import Record, is_oracle
+
+ALL_STRUCTURES = "all structures"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Mean Dice of one method with one prompt origin on one structure of one modality.
+
+    `n` counts scored cases, `unscored` those with an empty truth and an empty prediction. In the rows for
+    "all structures" the value of a case is the mean over its scored structures. `interval` is the 95 % bootstrap
+    interval over patients, None with fewer than three of them; `mean` is None when nothing was scored.
+    """
+
+    modality: str
+    structure: str
+    method: str
+    prompt_origin: str
+    n: int
+    patients: int
+    unscored: int
+    mean: float | None
+    sd: float | None
+    interval: tuple[float, float] | None
+
+    @property
+    def is_oracle(self) -> bool:
+        return is_oracle(self.prompt_origin)
+
+
+@dataclass(frozen=True)
+class PairedRow:
+    """Difference `adapted - base` of Dice over the cases that both methods scored, paired by case and structure."""
+
+    modality: str
+    structure: str
+    base: str
+    adapted: str
+    base_origin: str
+    adapted_origin: str
+    n: int
+    patients: int
+    base_mean: float
+    adapted_mean: float
+    difference: float
+    interval: tuple[float, float] | None
+    better: int
+    worse: int
+
+    @property
+    def is_oracle(self) -> bool:
+        return is_oracle(self.base_origin) or is_oracle(self.adapted_origin)
+
+
+@dataclass(frozen=True)
+class _Value:
+    patient: tuple[str, str]
+    first: float
+    second: float = 0.0
+
+
+def check_records(records: Sequence[Record]) -> None:
+    """Raise ValueError for records that can't stand in one table: several splits, or one score twice."""
+    splits = sorted({record.split for record in records})
+    if len(splits) > 1:
+        raise ValueError(f"the records mix the splits {', '.join(splits)}; a table holds one split only")
+    keys = Counter((r.method, r.prompt_origin, *r.case_key, r.structure, r.fold) for r in records)
+    twice = [key for key, count in keys.items() if count > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} scores are there twice, first: {twice[0]}")
+
+
+def aggregate(records: Sequence[Record], method_order: Sequence[str] = (), seed: int = 0) -> list[Row]:
+    """Rows per modality × structure × method × prompt origin, then "all structures" of each modality.
+
+    Modalities and structures keep the order in which the records name them, methods that of `method_order` (the
+    rest follow). Every row draws from its own generator with `seed`, so no row depends on the others.
+    """
+    check_records(records)
+    structures = _structures_by_modality(records)
+    groups: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        for structure in (record.structure, ALL_STRUCTURES):
+            groups[record.modality, structure, record.method, record.prompt_origin].append(record)
+    methods = list(dict.fromkeys([*method_order, *(record.method for record in records)]))
+    modalities = list(structures)
+
+    def position(key: tuple[str, str, str, str]) -> tuple[int, int, int, bool, str]:
+        modality, structure, method, origin = key
+        place = (structures[modality] + [ALL_STRUCTURES]).index(structure)
+        return modalities.index(modality), place, methods.index(method), is_oracle(origin), origin
+
+    return [_row(key, groups[key], seed) for key in sorted(groups, key=position)]
+
+
+def _structures_by_modality(records: Sequence[Record]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for record in records:
+        found.setdefault(record.modality, {})[record.structure] = None
+    return {modality: list(structures) for modality, structures in found.items()}
+
+
+def _row(key: tuple[str, str, str, str], group: list[Record], seed: int) -> Row:
+    by_case: dict[tuple[object, ...], list[Record]] = defaultdict(list)
+    for record in group:
+        by_case[(*record.case_key, record.fold)].append(record)
+    values: list[float] = []
+    patients: list[tuple[str, str]] = []
+    for of_case in by_case.values():
+        scores = [record.dice for record in of_case if record.dice is not None]
+        if scores:
+            values.append(float(np.mean(scores)))
+            patients.append(of_case[0].patient_key)
+    return Row(
+        *key,
+        n=len(values),
+        patients=len(set(patients)),
+        unscored=len(by_case) - len(values),
+        mean=float(np.mean(values)) if values else None,
+        sd=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        interval=bootstrap_interval(values, patients, np.random.default_rng(seed)),
+    )
+
+
+def _pair_origins(records: Sequence[Record], base: str, adapted: str) -> list[tuple[str, str]]:
+    """Which prompt origins may be compared: equal ones, and the only ones of each method that are no oracle."""
+    first = list(dict.fromkeys(r.prompt_origin for r in records if r.method == base))
+    second = list(dict.fromkeys(r.prompt_origin for r in records if r.method == adapted))
+    pairs = [(origin, origin) for origin in first if origin in second]
+    first = [origin for origin in first if not is_oracle(origin)]
+    second = [origin for origin in second if not is_oracle(origin)]
+    if len(first) == len(second) == 1 and first != second:
+        pairs.insert(0, (first[0], second[0]))
+    return pairs
+
+
+def paired_differences(
+    records: Sequence[Record],
+    base: str,
+    adapted: str,
+    *,
+    group: Callable[[Record], str] = lambda record: record.modality,
+    seed: int = 0,
+) -> list[PairedRow]:
+    """Paired differences per modality (or per `group` of records) and structure, then over all its structures.
+
+    Only cases and structures that both methods scored count. Prompt origins are compared like with like; where each
+    method has just one that is no oracle, these are compared too and both are named in the row. An oracle prompt is
+    only ever compared with itself. No row is returned where there is nothing to compare.
+    """
+    check_records(records)
+    rows: list[PairedRow] = []
+    for base_origin, adapted_origin in _pair_origins(records, base, adapted):
+        firsts = _scores(records, base, base_origin)
+        seconds = _scores(records, adapted, adapted_origin)
+        groups: dict[tuple[str, str], dict[tuple[object, ...], list[_Value]]] = defaultdict(lambda: defaultdict(list))
+        shared = [(record, seconds[key]) for key, record in firsts.items() if key in seconds]
+        for structure in (*dict.fromkeys(record.structure for record, _ in shared), ALL_STRUCTURES):
+            for first, second in shared:
+                if structure not in (first.structure, ALL_STRUCTURES):
+                    continue
+                if first.dice is not None and second.dice is not None:
+                    value = _Value(first.patient_key, first.dice, second.dice)
+                    groups[group(first), structure][*first.case_key, first.fold].append(value)
+        for modality in dict.fromkeys(group(record) for record, _ in shared):
+            for key, cases in groups.items():
+                if key[0] == modality:
+                    rows.append(_paired_row(key, (base, adapted, base_origin, adapted_origin), cases, seed))
+    return rows
+
+
+def _scores(records: Sequence[Record], method: str, origin: str) -> dict[tuple[object, ...], Record]:
+    chosen = [r for r in records if r.method == method and r.prompt_origin == origin]
+    return {(*r.case_key, r.structure, r.fold): r for r in chosen}
+
+
+def _paired_row(
+    key: tuple[str, str],
+    names: tuple[str, str, str, str],
+    cases: dict[tuple[object, ...], list[_Value]],
+    seed: int,
+) -> PairedRow:
+    firsts = [float(np.mean([value.first for value in values])) for values in cases.values()]
+    seconds = [float(np.mean([value.second for value in values])) for values in cases.values()]
+    patients = [values[0].patient for values in cases.values()]
+    differences = [second - first for first, second in zip(firsts, seconds, strict=True)]
+    return PairedRow(
+        *key,
+        *names,
+        n=len(cases),
+        patients=len(set(patients)),
+        base_mean=float(np.mean(firsts)),
+        adapted_mean=float(np.mean(seconds)),
+        difference=float(np.mean(differences)),
+        interval=bootstrap_interval(differences, patients, np.random.default_rng(seed)),
+        better=sum(difference > 0 for difference in differences),
+        worse=sum(difference < 0 for difference in differences),
+    )
+
+
+def unequal_cases(records: Sequence[Record]) -> list[str]:
+    """One sentence per modality and structure that the methods (with their prompts) saw on different cases."""
+    seen: dict[tuple[str, str], dict[tuple[str, str], set[object]]] = defaultdict(lambda: defaultdict(set))
+    for r in records:
+        seen[r.modality, r.structure][r.method, r.prompt_origin].add((*r.case_key, r.fold))
+    sentences: list[str] = []
+    for (modality, structure), by_method in seen.items():
+        if len({frozenset(cases) for cases in by_method.values()}) > 1:
+            counts = ", ".join(f"{method} ({origin}) {len(cases)}" for (method, origin), cases in by_method.items())
+            sentences.append(f"{modality}, {structure}: the methods saw different cases ({counts}).")
+    return sentences
+
+
+def table_csv(rows: Sequence[Row]) -> str:
+    """The rows as CSV; empty cells where there is no mean, deviation or interval."""
+    text = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+    for row in rows:
+        flat = asdict(row)
+        low, high = flat.pop("interval") or (None, None)
+        flat |= {"low": low, "high": high, "oracle": row.is_oracle}
+        if writer is None:
+            writer = csv.DictWriter(text, list(flat), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(flat)
+    return text.getvalue()

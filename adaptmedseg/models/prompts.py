@@ -1,0 +1,50 @@
+"""What is asked of a model: images, and prompts that each name a structure of one of them."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """n prompts over a batch of b images; coordinates are voxels (d, h, w) of the input view.
+
+    image_index (n,): the image each prompt asks about. structures: n canonical names. modalities: b canonical names.
+    use_text: whether the structure's name enters as a text prompt (the same for all n).
+    points (n, p, 3) with labels (n, p): 1 inside, 0 outside, −1 padding. boxes (n, 2, 3): lower and upper corner.
+    """
+
+    image_index: Tensor
+    structures: list[str]
+    modalities: list[str]
+    use_text: bool = True
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    boxes: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.structures)
+
+    def select(self, rows: Tensor) -> "Prompts":
+        """The prompts where the boolean mask `rows` (n,) is true, over the same images."""
+        kept = {
+            name: value[rows] for name in ("image_index", "points", "labels", "boxes") if (value := getattr(self, name)) is not None
+        }
+        structures = [name for name, keep in zip(self.structures, rows.tolist(), strict=True) if keep]
+        return replace(self, structures=structures, **kept)
+
+    def to(self, device: torch.device) -> "Prompts":
+        moved = {
+            name: value.to(device)
+            for name in ("image_index", "points", "labels", "boxes")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, **moved)
+
+
+def text_prompts(structures_per_image: list[list[str]], modalities: list[str]) -> Prompts:
+    """Every listed structure of every image, asked by name alone."""
+    index = [i for i, names in enumerate(structures_per_image) for _ in names]
+    flat = [name for names in structures_per_image for name in names]
+    return Prompts(torch.tensor(index, dtype=torch.long), flat, modalities)

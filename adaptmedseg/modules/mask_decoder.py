@@ -1,0 +1,92 @@
+"""SAM's mask decoder in two or three dimensions, with SegVol's text similarity."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adaptmedseg.modules.two_way import TwoWayTransformer
+from adaptmedseg.modules.upscaling import OutputUpscaling
+
+NUM_MASK_TOKENS = 4
+
+
+class MLP(nn.Module):
+    """A ReLU MLP of `num_layers` linear layers."""
+
+    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
+        super().__init__()
+        widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = F.relu(layer(x))
+        return self.layers[-1](x)
+
+
+@dataclass(frozen=True)
+class DecoderOutput:
+    """What the decoder knows of n prompts.
+
+    `weights` (n, 4, c'): one vector a mask token, text similarity included; `upscaled` (n, s, p, p, c'): the image
+    representation they are multiplied with, in the order of `OutputUpscaling`'s cells; `iou` (n, 4); `mask_tokens`
+    (n, 4, c): the tokens after the two-way transformer.
+    """
+
+    weights: Tensor
+    upscaled: Tensor
+    iou: Tensor
+    mask_tokens: Tensor
+
+
+class MaskDecoder(nn.Module):
+    """Image embedding and prompt tokens to mask logits at four times the resolution of the embedding."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        grid_size: tuple[int, ...],
+        mlp_dim: int,
+        num_heads: int,
+        iou_hidden_dim: int,
+        upscale_norm: Literal["map", "channel"],
+    ):
+        super().__init__()
+        eighth = embed_dim // 8
+        self.transformer = TwoWayTransformer(2, embed_dim, num_heads, mlp_dim)
+        self.iou_token = nn.Embedding(1, embed_dim)
+        self.mask_tokens = nn.Embedding(NUM_MASK_TOKENS, embed_dim)
+        self.output_upscaling = OutputUpscaling(embed_dim, grid_size, upscale_norm)
+        self.output_hypernetworks_mlps = nn.ModuleList(
+            MLP(embed_dim, embed_dim, eighth, 3) for _ in range(NUM_MASK_TOKENS)
+        )
+        self.iou_prediction_head = MLP(embed_dim, iou_hidden_dim, NUM_MASK_TOKENS, 3)
+        self.txt_align_upscaled_embedding = nn.Linear(embed_dim, eighth)
+
+    def forward(
+        self, image: Tensor, position: Tensor, sparse: Tensor, dense: Tensor, text: Tensor | None
+    ) -> DecoderOutput:
+        """image (n, c, *grid), position and dense (1, c, *grid), sparse (n, t, c), text (n, c) or None."""
+        n = image.shape[0]
+        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        tokens = torch.cat([output_tokens.expand(n, -1, -1), sparse], dim=1)
+        source = image + dense
+        queries, keys = self.transformer(
+            source.flatten(2).mT, position.expand_as(source).flatten(2).mT, tokens
+        )
+        upscaled = self.output_upscaling(keys)
+        mask_tokens = queries[:, 1 : 1 + NUM_MASK_TOKENS]
+        weights = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)
+        if text is not None:
+            # The reference adds (text · map) to every mask; the sum of the vectors gives the same with one product.
+            weights = weights + self.txt_align_upscaled_embedding(text)[:, None]
+        return DecoderOutput(weights, upscaled, self.iou_prediction_head(queries[:, 0]), mask_tokens)
+
+    def mask_logits(self, weights: Tensor, upscaled: Tensor) -> Tensor:
+        """One weight vector a prompt (n, c') times the upscaled image (n, s, p, p, c') to logits (n, *map)."""
+        # As a product from the right: its gradient has the layout of `upscaled`, which einsum's choice has not.
+        cells = (upscaled.flatten(1, 3) @ weights[..., None]).reshape(upscaled.shape[:4])
+        return self.output_upscaling.to_map(cells)

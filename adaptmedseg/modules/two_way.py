@@ -1,0 +1,88 @@
+"""SAM's two-way transformer (Kirillov et al. 2023): prompts and image attend to each other. Free of dimensions: tokens only."""
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head attention with separate projections and an inner width of embed_dim // downsample_rate."""
+
+    def __init__(self, embed_dim: int, num_heads: int, downsample_rate: int = 1):
+        super().__init__()
+        inner = embed_dim // downsample_rate
+        if inner % num_heads:
+            raise ValueError(f"{num_heads} heads do not divide the attention width {inner}")
+        self.num_heads = num_heads
+        self.q_proj = nn.Linear(embed_dim, inner)
+        self.k_proj = nn.Linear(embed_dim, inner)
+        self.v_proj = nn.Linear(embed_dim, inner)
+        self.out_proj = nn.Linear(inner, embed_dim)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (n, a, c), k and v (n, b, c) to (n, a, c)."""
+        heads = [
+            rearrange(proj(x), "n t (l c) -> n l t c", l=self.num_heads)
+            for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
+        ]
+        return self.out_proj(rearrange(F.scaled_dot_product_attention(*heads), "n l t c -> n t (l c)"))
+
+
+class MLPBlock(nn.Module):
+    def __init__(self, embed_dim: int, mlp_dim: int):
+        super().__init__()
+        self.lin1 = nn.Linear(embed_dim, mlp_dim)
+        self.lin2 = nn.Linear(mlp_dim, embed_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.lin2(F.relu(self.lin1(x)))
+
+
+class TwoWayAttentionBlock(nn.Module):
+    """Self-attention of the tokens, tokens to image, MLP, image to tokens; norms after each step."""
+
+    def __init__(self, embed_dim: int, num_heads: int, mlp_dim: int, *, first: bool):
+        super().__init__()
+        self.first = first
+        self.self_attn = Attention(embed_dim, num_heads)
+        self.norm1 = nn.LayerNorm(embed_dim)
+        self.cross_attn_token_to_image = Attention(embed_dim, num_heads, downsample_rate=2)
+        self.norm2 = nn.LayerNorm(embed_dim)
+        self.mlp = MLPBlock(embed_dim, mlp_dim)
+        self.norm3 = nn.LayerNorm(embed_dim)
+        self.cross_attn_image_to_token = Attention(embed_dim, num_heads, downsample_rate=2)
+        self.norm4 = nn.LayerNorm(embed_dim)
+
+    def forward(self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor) -> tuple[Tensor, Tensor]:
+        if self.first:
+            # SAM's first block takes no position here and replaces its input instead of adding to it.
+            queries = self.self_attn(queries, queries, queries)
+        else:
+            q = queries + query_pe
+            queries = queries + self.self_attn(q, q, queries)
+        queries = self.norm1(queries)
+
+        queries = queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys)
+        queries = self.norm2(queries)
+        queries = self.norm3(queries + self.mlp(queries))
+        keys = self.norm4(keys + self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries))
+        return queries, keys
+
+
+class TwoWayTransformer(nn.Module):
+    """Tokens (n, t, c) and image tokens (n, s, c), each with its position, to both updated."""
+
+    def __init__(self, depth: int, embed_dim: int, num_heads: int, mlp_dim: int):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            TwoWayAttentionBlock(embed_dim, num_heads, mlp_dim, first=i == 0) for i in range(depth)
+        )
+        self.final_attn_token_to_image = Attention(embed_dim, num_heads, downsample_rate=2)
+        self.norm_final_attn = nn.LayerNorm(embed_dim)
+
+    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        queries, keys = tokens, image
+        for layer in self.layers:
+            queries, keys = layer(queries, keys, tokens, image_pe)
+        attended = self.final_attn_token_to_image(queries + tokens, keys + image_pe, keys)
+        return self.norm_final_attn(queries + attended), keys

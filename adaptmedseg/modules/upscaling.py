@@ -1,0 +1,70 @@
+"""SAM's output upscaling, computed on tokens.
+
+Both transposed convolutions have kernel = stride = 2, so every output voxel depends on one input cell: they are matrix
+products. Staying in token layout to the end, and putting only the finished masks in spatial order, saves the copies of
+the widest maps of the whole model.
+"""
+
+from typing import Literal
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+
+class OutputUpscaling(nn.Sequential):
+    """Image tokens (n, s, c) to (n, s, p, p, c / 8), p = 2^dims cells a step; parameters as in the reference's Sequential.
+
+    `norm="map"` is SegVol's LayerNorm over the whole upscaled map, whose affine ties the decoder to one input size;
+    `"channel"` is SAM's, over the channels of each cell.
+    """
+
+    def __init__(self, embed_dim: int, grid_size: tuple[int, ...], norm: Literal["map", "channel"]):
+        transpose = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}[len(grid_size)]
+        quarter, eighth = embed_dim // 4, embed_dim // 8
+        shape = [quarter, *[2 * n for n in grid_size]] if norm == "map" else [quarter]
+        super().__init__(
+            transpose(embed_dim, quarter, kernel_size=2, stride=2),
+            nn.LayerNorm(shape, eps=1e-5 if norm == "map" else 1e-6),
+            nn.GELU(),
+            transpose(quarter, eighth, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.grid_size = tuple(grid_size)
+        self.norm = norm
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        first, norm, _, second, _ = self
+        cells = self._normalise(self._product(tokens, first), norm)
+        return F.gelu(self._product(F.gelu(cells), second))
+
+    @staticmethod
+    def _product(x: Tensor, conv: nn.Module) -> Tensor:
+        """(..., c) to (..., p, c'): one matrix a position of the kernel."""
+        weight = conv.weight.flatten(2)
+        out = F.linear(x, rearrange(weight, "c o p -> (p o) c"), conv.bias.repeat(weight.shape[2]))
+        return rearrange(out, "... (p o) -> ... p o", p=weight.shape[2])
+
+    def _normalise(self, cells: Tensor, norm: nn.Module) -> Tensor:
+        if self.norm == "channel":
+            return F.layer_norm(cells, cells.shape[-1:], norm.weight, norm.bias, norm.eps)
+        weight, bias = (self._to_cells(parameter) for parameter in (norm.weight, norm.bias))
+        return F.layer_norm(cells, cells.shape[1:], weight, bias, norm.eps)
+
+    def _to_cells(self, grid_map: Tensor) -> Tensor:
+        """A map (c, *2·grid) in the order of the cells, (s, p, c)."""
+        if len(self.grid_size) == 2:
+            return rearrange(grid_map, "c (h a) (w b) -> (h w) (a b) c", a=2, b=2)
+        return rearrange(grid_map, "c (d a) (h b) (w e) -> (d h w) (a b e) c", a=2, b=2, e=2)
+
+    def to_map(self, cells: Tensor) -> Tensor:
+        """Values (n, s, p, p) in the order of the cells to maps (n, *4·grid)."""
+        if len(self.grid_size) == 2:
+            h, w = self.grid_size
+            return rearrange(cells, "n (h w) (a b) (i j) -> n (h a i) (w b j)", h=h, w=w, a=2, b=2, i=2, j=2)
+        d, h, w = self.grid_size
+        return rearrange(
+            cells,
+            "n (d h w) (a b e) (i j k) -> n (d a i) (h b j) (w e k)",
+            d=d, h=h, w=w, a=2, b=2, e=2, i=2, j=2, k=2,
+        )  # fmt: skip

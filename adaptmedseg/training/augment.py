@@ -1,0 +1,63 @@
+"""Random changes of a training view, by MONAI's transforms."""
+
+import math
+
+import numpy as np
+import torch
+from monai.transforms import (
+    Compose,
+    RandAdjustContrastd,
+    RandAffined,
+    RandBiasFieldd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+    RandScaleIntensityd,
+    RandShiftIntensityd,
+)
+from torch import Tensor
+
+from adaptmedseg.training.config import AugmentConfig
+
+IMAGE, MASKS = "image", "masks"
+
+
+def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Compose:
+    """Transforms of {image: (1, d, h, w), masks: (1, d, h, w)}; masks are a packed label map, never interpolated."""
+    tilt = math.radians(config.rotate)
+    # Volumes are anisotropic: turns out of the axial plane are kept to a third of those within it.
+    steps = [
+        RandAffined(
+            [IMAGE, MASKS],
+            prob=0.9,
+            rotate_range=(tilt, tilt / 3, tilt / 3),
+            shear_range=(config.shear,) * 6,
+            translate_range=tuple(config.translate * n for n in size),
+            scale_range=(config.scale,) * 3,
+            spatial_size=size,
+            mode=("bilinear", "nearest"),
+            padding_mode="zeros",
+            cache_grid=True,
+        ),
+        RandGaussianSmoothd([IMAGE], prob=config.blur, sigma_x=(0.3, 0.8), sigma_y=(0.3, 1), sigma_z=(0.3, 1)),
+        RandScaleIntensityd([IMAGE], prob=0.7, factors=config.intensity),
+        RandShiftIntensityd([IMAGE], prob=0.7, offsets=config.intensity / 2),
+    ]
+    if config.bias_field:
+        steps.append(RandBiasFieldd([IMAGE], prob=0.7, coeff_range=(-config.bias_field, config.bias_field)))
+    if config.gamma:
+        steps.append(RandAdjustContrastd([IMAGE], prob=0.6, gamma=(1 - config.gamma, 1 / (1 - config.gamma))))
+    if config.noise:
+        steps.append(RandGaussianNoised([IMAGE], prob=0.5, std=config.noise))
+    return Compose(steps)
+
+
+def augment(transform: Compose, image: Tensor, masks: np.ndarray, seed: int) -> tuple[Tensor, np.ndarray]:
+    """Apply a transform to a view (1, d, h, w) and its boolean masks (k, d, h, w); the draw depends on the seed alone."""
+    packed = np.zeros(masks.shape[1:], np.float32)
+    for bit, mask in enumerate(masks):
+        packed += mask * np.float32(2**bit)
+    transform.set_random_state(seed=seed)
+    out = transform({IMAGE: image, MASKS: torch.from_numpy(packed)[None]})
+    labels = np.asarray(out[MASKS][0]).round().astype(np.int64)
+    unpacked = np.stack([(labels >> bit) & 1 for bit in range(len(masks))]).astype(bool)
+    return torch.as_tensor(out[IMAGE]).float().clamp(0, 1), unpacked

@@ -1,0 +1,136 @@
+"""The training configuration: one complete YAML an experiment, checked before anything runs."""
+
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from adaptmedseg.errors import UserError
+from adaptmedseg.models.adapted import AdapterConfig
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(Strict):
+    """Prepared data sets to train on. Cases of the split 'train', or all but fold `fold` where a fold is named."""
+
+    paths: list[str] = []
+    structures: list[str] | None = None
+    fold: int | None = None
+
+
+class BudgetConfig(Strict):
+    """When training ends: after `steps`, or after `minutes` of training time, whichever is set."""
+
+    steps: Annotated[int, Field(ge=1)] | None = None
+    minutes: Positive | None = None
+
+    @model_validator(mode="after")
+    def one_of_them(self) -> "BudgetConfig":
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError("give either steps or minutes")
+        return self
+
+
+class PromptConfig(Strict):
+    """How often each kind of prompt is drawn in training; made from labels, as in the reference."""
+
+    text: Fraction = 1.0
+    text_box: Fraction = 0.0
+    text_points: Fraction = 0.0
+    box: Fraction = 0.0
+    points: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def sums_to_one(self) -> "PromptConfig":
+        total = sum(self.model_dump().values())
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"prompt shares sum to {total:g}, not to 1")
+        return self
+
+
+class AugmentConfig(Strict):
+    """Random changes of a training view; ranges are symmetric. Angles in degrees, the rest as fractions.
+
+    `mirror` is the probability of a left-right flip, with left and right structures exchanged.
+    """
+
+    rotate: Annotated[float, Field(ge=0, le=180)] = 15.0
+    scale: Fraction = 0.2
+    translate: Fraction = 0.1
+    shear: Fraction = 0.05
+    mirror: Fraction = 0.5
+    intensity: Fraction = 0.2
+    gamma: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    noise: Fraction = 0.04
+    blur: Fraction = 0.2
+    bias_field: Fraction = 0.0
+
+
+class OptimiserConfig(Strict):
+    """AdamW with warm-up (a fraction of the budget) and cosine decay to zero; `ema` averages the weights."""
+
+    lr: Positive = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    warmup: Fraction = 0.05
+    clip: Positive = 1.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
+
+
+class TrainConfig(Strict):
+    """One experiment. Without `adapter` all weights of the base are trained and the result is a new base."""
+
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: Literal["segvol", "unet"] = "segvol"
+    base: str = "small"
+    adapter: AdapterConfig | None = AdapterConfig()
+    data: DataConfig = DataConfig()
+    budget: BudgetConfig
+    batch_size: Annotated[int, Field(ge=1)] = 2
+    structures_per_image: Annotated[int, Field(ge=1)] = 3
+    precision: Literal["fp32", "bf16"] = "bf16"
+    prompts: PromptConfig = PromptConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+
+    @model_validator(mode="after")
+    def unet_has_no_adapter(self) -> "TrainConfig":
+        if self.model == "unet" and self.adapter is not None:
+            raise ValueError("model 'unet' is trained from scratch and takes no adapter: set adapter to null")
+        return self
+
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def load_config(path: Path, kind: type[Config], overrides: dict[str, object] | None = None) -> Config:
+    """Read a YAML file as `kind`; `overrides` maps dotted keys to values. UserError names file, key and remedy."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file; give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no keys; start from one of the shipped configurations")
+    for key, value in (overrides or {}).items():
+        _set(values, key.split("."), value)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UserError(f"{path}: {key}: {first['msg']} (value: {first['input']!r})") from None
+
+
+def _set(values: dict, keys: list[str], value: object) -> None:
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+    values[keys[-1]] = value

@@ -1,0 +1,148 @@
+"""One training from a configuration: data in, one model file and its history out."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from adaptmedseg.adapters.file import save_adapter
+from adaptmedseg.checkpoints.store import load_base, save_base, weights_hash
+from adaptmedseg.data.prepared import PreparedCase, PreparedDataset
+from adaptmedseg.errors import UserError
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.segvol import SMALL, SegVol, Size3
+from adaptmedseg.models.unet import ReferenceUNet
+from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.sampling import BatchStream, CachedView, cache_view
+from adaptmedseg.training.trainer import Progress, Trainer, TrainResult, Validate
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Views in memory and what they teach; `case_ids` are 'data set/case' so that evaluation can prove it saw none."""
+
+    views: list[CachedView]
+    structures: list[str]
+    modalities: list[str]
+    case_ids: list[str]
+
+
+def training_cases(config: TrainConfig) -> list[tuple[PreparedDataset, PreparedCase]]:
+    """The cases that a configuration trains on. UserError where there are none."""
+    if not config.data.paths:
+        raise UserError("no training data: set data.paths in the configuration or give --data DIR")
+    cases: list[tuple[PreparedDataset, PreparedCase]] = []
+    for path in config.data.paths:
+        dataset = PreparedDataset.open(path)
+        fold = config.data.fold
+        chosen = dataset.cases("train") if fold is None else dataset.fold(fold)[0]
+        cases.extend((dataset, case) for case in chosen)
+    if not cases:
+        raise UserError(f"{', '.join(config.data.paths)}: no training case; prepare the data with a smaller test share")
+    return cases
+
+
+def load_training_set(config: TrainConfig, size: Size3, resize) -> TrainingSet:
+    """Cache the views of all training cases; structures in a stable order."""
+    cases = training_cases(config)
+    registries = {id(dataset): dataset.registry for dataset, _ in cases}
+    wanted = config.data.structures
+    if wanted is not None:
+        known = {name for dataset, _ in cases for name in dataset.structures}
+        unknown = sorted(set(wanted) - known)
+        if unknown:
+            raise UserError(f"data.structures: '{unknown[0]}' is in none of the data sets; there are {', '.join(sorted(known))}")
+    views = [cache_view(case, wanted, size, resize, registries[id(dataset)].mirror) for dataset, case in cases]
+    structures = sorted({name for view in views for name in view.masks})
+    if not structures:
+        raise UserError(f"{', '.join(config.data.paths)}: no annotated structure in any training case; check the labels")
+    modalities = sorted({view.modality for view in views})
+    return TrainingSet(views, structures, modalities, [f"{dataset.name}/{case.id}" for dataset, case in cases])
+
+
+def input_view(config: TrainConfig, base: SegVol | None) -> tuple[Size3, str]:
+    """Input size and way of resizing; the U-Net is given what the small model gets."""
+    model_config = base.config if base is not None else SMALL
+    return model_config.spatial_size, model_config.resize
+
+
+def build_model(config: TrainConfig, base: SegVol | None, data: TrainingSet) -> nn.Module:
+    """The model a configuration trains, its trainable parameters marked."""
+    torch.manual_seed(config.seed)
+    if base is None:
+        return ReferenceUNet(data.structures, SMALL.spatial_size)
+    if config.adapter is None:
+        return base
+    return AdaptedSegVol(base, config.adapter, data.structures, data.modalities)
+
+
+def freeze_text_tower(model: nn.Module) -> None:
+    """CLIP's tower stays frozen when all weights of a base are trained."""
+    for name, parameter in model.named_parameters():
+        if "clip_text_model" in name:
+            parameter.requires_grad_(False)
+
+
+def run_training(
+    config: TrainConfig,
+    out: Path,
+    device: torch.device,
+    *,
+    validate: Validate | None = None,
+    validations: int = 0,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, TrainResult]:
+    """Train and write OUT/{model.safetensors, config.yaml, history.json}. Returns the trained model, averaged weights.
+
+    model.safetensors is an adapter file, or a base where the configuration has no adapter, or a U-Net.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: holds another run; choose a new --out or remove it")
+    base, card = (None, {}) if config.model == "unet" else load_base(config.base, config.seed)
+    size, resize = input_view(config, base)
+    data = load_training_set(config, size, resize)
+    model = build_model(config, base, data)
+    freeze_text_tower(model)
+    stream = BatchStream(
+        data.views, config.batch_size, config.structures_per_image, config.prompts, config.augment, config.seed
+    )
+    result = Trainer(model, stream, config, device).run(validate, validations, progress)
+    model.to("cpu").eval()
+    save_run(out, config, model, card, data, result)
+    return model, result
+
+
+def save_run(
+    out: Path, config: TrainConfig, model: nn.Module, card: dict[str, object], data: TrainingSet, result: TrainResult
+) -> None:
+    """Write a run's files; the model comes last, so that a folder with a model is a complete run."""
+    out.mkdir(parents=True, exist_ok=True)
+    summary: dict[str, object] = {
+        "config": config.name,
+        "seed": config.seed,
+        "steps": result.steps,
+        "minutes": round(result.minutes, 2),
+        "structures": data.structures,
+        "modalities": data.modalities,
+        "cases": data.case_ids,
+    }
+    (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    (out / "history.json").write_text(json.dumps({"summary": summary, "rows": result.history}, indent=1))
+    path = out / "model.safetensors"
+    if isinstance(model, AdaptedSegVol):
+        save_adapter(path, model, config.base, summary)
+    elif isinstance(model, SegVol):
+        save_base(path, model, {"name": config.name, "started_from": card, "training": summary})
+        (out / "base_hash.txt").write_text(weights_hash(model) + "\n")
+    elif isinstance(model, ReferenceUNet):
+        save_unet(path, model, summary)
+
+
+def save_unet(path: Path, model: ReferenceUNet, summary: dict[str, object]) -> None:
+    from adaptmedseg.checkpoints.store import write_tensors
+
+    metadata = {"format": "adaptmedseg-unet-1", "structures": json.dumps(model.structures), "training": json.dumps(summary)}
+    write_tensors(path, dict(model.state_dict()), metadata)

@@ -1,0 +1,42 @@
+"""Prompts made from labels, for training: boxes with jitter and random points. Evaluation calls such prompts 'oracle'."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+BOX_JITTER = 0.05  # of the box's own extent, so that small structures keep a usable box
+MAX_POINTS = 4
+
+
+def box_of(mask: np.ndarray) -> np.ndarray | None:
+    """Tight box (2, 3) of a mask (d, h, w): lowest and highest voxel index per axis; None for an empty mask."""
+    if not mask.any():
+        return None
+    extents = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    return np.array([[e[0] for e in extents], [e[-1] for e in extents]], dtype=np.float32)
+
+
+def simulate_boxes(masks: np.ndarray, rng: np.random.Generator) -> Tensor:
+    """Jittered boxes (n, 2, 3) of masks (n, d, h, w); an empty mask gets the whole view."""
+    size = np.array(masks.shape[1:], dtype=np.float32)
+    boxes = []
+    for mask in masks:
+        box = box_of(mask)
+        if box is None:
+            box = np.stack([np.zeros(3, np.float32), size - 1])
+        jitter = rng.uniform(-BOX_JITTER, BOX_JITTER, size=(2, 3)) * (box[1] - box[0] + 1)
+        boxes.append(np.clip(box + jitter, 0, size - 1))
+    return torch.from_numpy(np.stack(boxes).astype(np.float32))
+
+
+def simulate_points(masks: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Random points (n, p, 3) and labels (n, p) of masks (n, d, h, w): inside ones first, at least one outside."""
+    n_inside = int(rng.integers(1, MAX_POINTS + 1))
+    points, labels = [], []
+    for mask in masks:
+        inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)
+        k = n_inside if len(inside) else 0
+        flat = np.concatenate([rng.choice(inside, k) if k else inside[:0], rng.choice(outside, n_inside + 1 - k)])
+        points.append(np.stack(np.unravel_index(flat, mask.shape), axis=-1))
+        labels.append([1] * k + [0] * (len(flat) - k))
+    return torch.tensor(np.stack(points), dtype=torch.float32), torch.tensor(labels)

@@ -1,0 +1,135 @@
+"""The training loop, over Accelerate: one model, one stream of batches, one budget."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.losses import segmentation_loss, target_on_map
+from adaptmedseg.training.sampling import BatchStream
+
+Validate = Callable[[nn.Module], float]
+Progress = Callable[[float, dict[str, float]], None]
+LOG_EVERY = 10
+
+
+class WeightAverage:
+    """Exponential moving average of the trained parameters, with a short memory at the start."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float):
+        self.parameters = parameters
+        self.decay = decay
+        self.steps = 0
+        self.average = [p.detach().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 10))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange parameters and average; a second call undoes it."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+
+@dataclass
+class TrainResult:
+    """What a training did: one row a logged step (step, minutes, loss, lr, and val_dice where measured)."""
+
+    history: list[dict[str, float]] = field(default_factory=list)
+    steps: int = 0
+    minutes: float = 0.0
+
+
+def learning_rate_factor(progress: float, warmup: float) -> float:
+    """Linear warm-up over the first `warmup` of the budget, cosine to zero over the rest; progress in [0, 1]."""
+    if progress < warmup:
+        return (progress + 1e-3) / (warmup + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; biases, norms and tokens (at most one axis longer than one) don't."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if sum(n > 1 for n in p.shape) > 1]
+    rest = [p for p in trained if sum(n > 1 for n in p.shape) <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+
+
+class Trainer:
+    """Trains the parameters of `model` that require gradients; afterwards the model holds their moving average."""
+
+    def __init__(self, model: nn.Module, stream: BatchStream, config: TrainConfig, device: torch.device):
+        self.config = config
+        precision = "bf16" if config.precision == "bf16" else "no"
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
+        groups = parameter_groups(model, config.optimiser.weight_decay)
+        optimiser = torch.optim.AdamW(groups, lr=config.optimiser.lr)
+        self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.average = WeightAverage(self.parameters, config.optimiser.ema)
+        self.loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
+
+    def _progress(self, step: int, minutes: float) -> float:
+        budget = self.config.budget
+        return step / budget.steps if budget.steps else minutes / (budget.minutes or 1.0)
+
+    def _step(self, batch) -> Tensor:
+        device = self.accelerator.device
+        with self.accelerator.autocast():
+            logits = self.model(batch.images.to(device), batch.prompts.to(device))
+        target = target_on_map(batch.masks.to(device), logits.shape[1:])
+        loss = segmentation_loss(logits, target)
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.parameters, self.config.optimiser.clip)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return loss.detach()
+
+    def run(self, validate: Validate | None = None, validations: int = 0, progress: Progress | None = None) -> TrainResult:
+        """Train until the budget is spent. `validate` runs `validations` times, evenly spread, on the averaged weights;
+        its time does not count against a budget in minutes."""
+        result, recent, clock, checks = TrainResult(), [], 0.0, 0
+        batches = iter(self.loader)
+        while (done := self._progress(result.steps, clock / 60)) < 1:
+            started = time.perf_counter()
+            for group in self.optimiser.param_groups:
+                group["lr"] = self.config.optimiser.lr * learning_rate_factor(done, self.config.optimiser.warmup)
+            recent.append(float(self._step(next(batches))))
+            self.average.update()
+            result.steps += 1
+            clock += time.perf_counter() - started
+            done = self._progress(result.steps, clock / 60)
+            if result.steps % LOG_EVERY == 0 or done >= 1:
+                result.history.append(self._row(result.steps, clock, recent))
+                recent = []
+                if validate is not None and done * validations >= checks + 1:
+                    checks += 1
+                    result.history[-1]["val_dice"] = self._validated(validate)
+                if progress is not None:
+                    progress(min(done, 1.0), result.history[-1])
+        self.average.swap()
+        result.minutes = clock / 60
+        return result
+
+    def _row(self, step: int, clock: float, recent: list[float]) -> dict[str, float]:
+        lr = self.optimiser.param_groups[0]["lr"]
+        return {"step": step, "minutes": clock / 60, "loss": sum(recent) / len(recent), "lr": lr}
+
+    def _validated(self, validate: Validate) -> float:
+        self.average.swap()
+        try:
+            return validate(self.model)
+        finally:
+            self.average.swap()
