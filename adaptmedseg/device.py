@@ -14,6 +14,8 @@ def pick_device(name: str) -> torch.device:
         available.insert(0, "cuda")
     if name == "auto":
         return torch.device(available[0])
-    if name.split(":")[0] not in available:
+    kind, _, index = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if kind not in available or (":" in name and not (index.isdigit() and int(index) < count)):
         raise UserError(f"--device {name}: not available on this machine; choose one of auto, {', '.join(available)}")
     return torch.device(name)

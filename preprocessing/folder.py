@@ -119,7 +119,7 @@ def prepare_folder(
             )
             scheme = label_scheme(labels or {}, found.description.get("labels"), registry)
             kind = modality_of(modality, found.description, channel, registry).name
-            # Where files lack their partner, `_run` raises with every bad case; too few patients may be the mere result.
+            # Files without a partner make `_run` raise, and may be why patients are too few to divide.
             divided = {} if found.problems else _divide([pair.id for pair in found.pairs], partition)
             jobs = [_Job(pair, opened, partial / "cases" / pair.id, scheme, absent) for pair in found.pairs]
             entries = _run(jobs, found, workers, progress)
@@ -203,10 +203,10 @@ def _prepare(job: _Job) -> _Result:
     """Read, check and store one case."""
     try:
         case = read_labelled(job.pair, job.scheme, job.absent)
+        geometry = write_case(job.folder, case.image, job.scheme.bit_mask(case.labels.data), job.scheme.structures)
     except UserError as error:
         return _Result(None, str(error))
     voxels = job.scheme.voxels(case.counts)
-    geometry = write_case(job.folder, case.image, job.scheme.bit_mask(case.labels.data), job.scheme.structures)
     entry = {
         "id": job.pair.id,
         "folder_site": job.pair.site,

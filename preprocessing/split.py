@@ -44,12 +44,17 @@ def split_patients(
 ) -> dict[str, Split]:
     """Give every patient a split; a fraction above 0 gets at least one patient, and training keeps at least one.
 
+    A test fraction of 1 is the exception: the whole set is for testing.
+
     Raises:
         UserError: the fractions leave nothing to train on, or there are too few patients.
     """
+    if test_fraction == 1 and val_fraction == 0:
+        return dict.fromkeys(patients, "test")
     if min(test_fraction, val_fraction) < 0 or test_fraction + val_fraction >= 1:
         raise UserError(
-            f"Test and val fractions {test_fraction} and {val_fraction} must be 0 or more, below 1 together."
+            f"Test and val fractions {test_fraction} and {val_fraction} must be 0 or more, below 1 together; "
+            "a test fraction of 1 with a val fraction of 0 keeps the whole set for testing."
         )
     ordered = _shuffled(patients, seed)
     test, val = (max(1, round(len(ordered) * f)) if f else 0 for f in (test_fraction, val_fraction))

@@ -349,6 +349,12 @@ def test_a_full_disk_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
+def test_a_place_that_cannot_be_written_is_told(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(UserError, match="check paths and permissions"):
+        prepare_folder(source, tmp_path / "file" / "out", name="x")
+
+
 def test_new_structures_live_in_the_manifest(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--new-structure"):
         prepare_folder(source, tmp_path / "out", name="x", labels={1: "zonule"})

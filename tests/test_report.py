@@ -91,7 +91,7 @@ def report_input(records: list[Record]) -> ReportInput:
         ],
         comparisons=[("base", "adapted")],
         histories={"LoRA, seed 0": history},
-        overlays=[Overlay(picture(), chosen, rank) for rank, chosen in pick_cases(records, "adapted")],
+        overlays=[Overlay(picture(), chosen, rank) for rank, chosen in pick_cases(records, "adapted", 30)],
         settings=Settings(
             config_yaml="lora:\n  rank: 8\n",
             seeds={"training": 0},
@@ -283,13 +283,13 @@ def test_overlay_needs_equal_shapes_and_bears_empty_masks() -> None:
 def test_picked_cases_are_worst_median_best_without_oracle() -> None:
     records = [record("adapted", case, value) for case, value in zip("abcde", (0.5, 0.1, 0.9, 0.6, 0.7), strict=True)]
     records.append(record("adapted", "b", 0.99, prompt_origin="oracle box"))
-    assert [(rank, chosen.case) for rank, chosen in pick_cases(records, "adapted")] == [
+    assert [(rank, chosen.case) for rank, chosen in pick_cases(records, "adapted", 30)] == [
         ("worst", "b"),
         ("median", "d"),
         ("best", "c"),
     ]
-    assert [rank for rank, _ in pick_cases(records[:1], "adapted")] == ["worst"]
-    assert pick_cases(records, "base") == []
+    assert [rank for rank, _ in pick_cases(records[:1], "adapted", 30)] == ["worst"]
+    assert pick_cases(records, "base", 30) == []
 
 
 def test_curves_leave_out_what_is_not_there() -> None:

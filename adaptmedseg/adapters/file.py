@@ -67,7 +67,9 @@ def load_adapter(path: Path, base: SegVol) -> AdaptedSegVol:
     wanted = model.trained_tensors()
     wrong = sorted(wanted.keys() ^ tensors.keys()) or [n for n in wanted if wanted[n].shape != tensors[n].shape]
     if wrong:
-        raise UserError(f"{path}: its tensors don't fit its own card (first difference: {wrong[0]}); copy the file again")
+        raise UserError(
+            f"{path}: its tensors don't fit its own card (first difference: {wrong[0]}); copy the file again"
+        )
     with torch.no_grad():
         for name, parameter in wanted.items():
             parameter.copy_(tensors[name])

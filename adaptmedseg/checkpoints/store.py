@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, SegVolConfig
 BASE_FORMAT = "adaptmedseg-base-1"
 FRESH = {"fresh:small": SMALL, "fresh:released": RELEASED}
 SHIPPED = {"small": "small_ct_base.safetensors"}
+MODEL_FILE = "model.safetensors"
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -29,8 +31,11 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         temporary.write_bytes(serialise(contiguous, metadata))
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror}); free some space or choose another folder") from None
+        with suppress(OSError):
+            temporary.unlink()
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
+        ) from None
 
 
 def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -40,12 +45,20 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], d
             metadata = file.metadata() or {}
             if metadata.get("format") != expected_format:
                 found = metadata.get("format", "no format name")
-                raise UserError(f"{path}: holds {found}, expected {expected_format}; give a file written by adaptmedseg")
+                raise UserError(
+                    f"{path}: holds {found}, expected {expected_format}; give a file written by adaptmedseg"
+                )
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
         raise UserError(f"{path}: no such model file; give the path of a .safetensors file") from None
-    except (SafetensorError, IsADirectoryError) as error:
+    except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from None
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_hash(model: SegVol) -> str:
@@ -66,22 +79,23 @@ def save_base(path: Path, model: SegVol, card: dict[str, object], dtype: torch.d
     write_tensors(path, tensors, metadata)
 
 
-def base_path(name: str) -> Path:
-    """The file behind a known name or a path."""
+def model_path(name: str) -> Path:
+    """The file behind a known name, a run folder or a path."""
     if name in SHIPPED:
         return Path(str(resources.files("adaptmedseg.assets"))) / SHIPPED[name]
-    return Path(name)
+    inside = Path(name) / MODEL_FILE
+    return inside if inside.is_file() else Path(name)
 
 
 def load_base(name: str, seed: int = 0) -> tuple[SegVol, dict[str, object]]:
-    """A base model in float32 and its card, by known name ("small"), path, or "fresh:small"/"fresh:released".
+    """A base model in float32 and its card, by known name ("small"), file, run folder, or as "fresh:small".
 
     Raises UserError for a missing, damaged or foreign file.
     """
     if name in FRESH:
         torch.manual_seed(seed)
         return SegVol(FRESH[name]), {"name": name, "trained_on": "nothing: fresh weights", "seed": seed}
-    path = base_path(name)
+    path = model_path(name)
     if not path.suffix and not path.exists():
         known = ", ".join([*SHIPPED, *FRESH])
         raise UserError(f"base '{name}': neither a known name ({known}) nor a file; give one of them")

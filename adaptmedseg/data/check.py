@@ -17,7 +17,7 @@ from adaptmedseg.data.archive import opened_source
 from adaptmedseg.data.discover import Pair, find_pairs
 from adaptmedseg.data.labelled import Absent, LabelledVolume, modality_of, read_labelled
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
-from adaptmedseg.data.normalise import segvol_normalise
+from adaptmedseg.data.normalise import Crop, crop_slices, normalise_volume
 from adaptmedseg.data.prepared import file_sha256
 from adaptmedseg.data.registry import Family, Registry, default_registry
 from adaptmedseg.data.volume import NIFTI_SUFFIXES
@@ -114,6 +114,7 @@ def check_case(
     """Report on one case. `scheme` None tells volumes by label value; `family` None leaves intensities unjudged."""
     try:
         case = read_labelled(pair, scheme, absent)
+        _, crop = normalise_volume(case.image)
     except UserError as error:
         return CaseCheck(pair.id, errors=(str(error),))
     masks = _masks(case, scheme, absent)
@@ -123,7 +124,7 @@ def check_case(
         *_header_warnings(pair, case),
         *_intensity_warnings(low, high, family),
         *_clipped(masks),
-        *_outside_crop(case, masks),
+        *_outside_crop(crop, masks),
         *_doubtful_sides(masks, case.image.spacing, registry if scheme else None),
     ]
     return CaseCheck(
@@ -204,12 +205,9 @@ def _clipped(masks: dict[str, np.ndarray]) -> list[str]:
     return warnings
 
 
-def _outside_crop(case: LabelledVolume, masks: dict[str, np.ndarray]) -> list[str]:
+def _outside_crop(crop: Crop, masks: dict[str, np.ndarray]) -> list[str]:
     """Structures with voxels outside the foreground crop, which preparing loses."""
-    _, crop = segvol_normalise(case.image.data)
-    inside = np.zeros(case.image.data.shape, dtype=bool)
-    inside[tuple(slice(*pair) for pair in crop)] = True
-    lost = {name: int((mask & ~inside).sum()) for name, mask in masks.items()}
+    lost = {name: int(mask.sum() - mask[crop_slices(crop)].sum()) for name, mask in masks.items()}
     return [f"{count} voxels of {name} lie outside the image's foreground" for name, count in lost.items() if count]
 
 

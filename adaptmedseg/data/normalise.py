@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adaptmedseg.data.volume import Volume
+from adaptmedseg.errors import UserError
+
 Crop = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
@@ -77,7 +80,17 @@ def segvol_normalise(image_dhw: np.ndarray) -> tuple[np.ndarray, Crop]:
         above 0, one pair per axis in the order d, h, w. Cropping is left to the caller, who needs both grids.
 
     Raises:
-        ValueError: the image is constant.
+        ValueError: the image or its foreground is constant.
     """
     normalised = min_max(standardise(image_dhw)).astype(np.float32)
     return normalised, bounding_box(normalised > 0)
+
+
+def normalise_volume(volume: Volume) -> tuple[np.ndarray, Crop]:
+    """`segvol_normalise` of a volume that was read; raises UserError, naming the file, where nothing stands out."""
+    try:
+        return segvol_normalise(volume.data)
+    except ValueError:
+        raise UserError(
+            f"{volume.path} has no contrast: all voxels above its mean are equal, as in a mask; give a scan instead."
+        ) from None

@@ -24,7 +24,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from adaptmedseg.data.normalise import Crop, crop_slices, segvol_normalise
+from adaptmedseg.data.normalise import Crop, crop_slices, normalise_volume
 from adaptmedseg.data.registry import Registry, default_registry
 from adaptmedseg.data.volume import Grid, Volume
 from adaptmedseg.errors import UserError
@@ -194,8 +194,11 @@ def write_case(folder: Path, image: Volume, bits: np.ndarray, structures: Sequen
 
     Returns:
         The geometry part of the case's manifest entry: grid, spacing, crop, shape and voxels inside the crop.
+
+    Raises:
+        UserError: the image has no contrast.
     """
-    normalised, crop = segvol_normalise(image.data)
+    normalised, crop = normalise_volume(image)
     slices = crop_slices(crop)
     cropped = np.ascontiguousarray(bits[slices])
     folder.mkdir(parents=True)
@@ -226,14 +229,15 @@ def write_prepared(
         UserError: `out` is in use, or the disk is full.
     """
     out = Path(out)
-    with _staged(out, overwrite) as partial:
-        try:
+    try:
+        with _staged(out, overwrite) as partial:
             manifest = {"format": FORMAT, "version": VERSION, **write_cases(partial)}
             write_text_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise UserError(f"{out} could not be written because the disk is full; free some space.") from error
-            raise
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"{out} could not be written because the disk is full; free some space.") from error
+        place = error.filename or out
+        raise UserError(f"{out} could not be made ({place}: {error.strerror}); check paths and permissions.") from error
     return PreparedDataset.open(out)
 
 

@@ -37,12 +37,15 @@ def resize_image(x: torch.Tensor, size: Size, mode: ResizeMode) -> torch.Tensor:
 
 
 def resize_labels(x: torch.Tensor, size: Size) -> torch.Tensor:
-    """Resize labels or masks (b, c, d, h, w) of any dtype to `size` (d, h, w) by 'nearest-exact'; keeps the dtype.
+    """Resize labels, masks or bit masks (b, c, d, h, w) of any dtype to `size` (d, h, w) by 'nearest-exact'.
 
-    Values must be below 2**24, which float32 holds exactly.
+    Voxels are picked, never computed, so that every value comes back exactly as it was.
     """
     _check(x, size)
-    return F.interpolate(x.float(), size=size, mode="nearest-exact").to(x.dtype)
+    for axis, (old, new) in enumerate(zip(x.shape[2:], size, strict=True), start=2):
+        nearest = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new)).long().clamp(max=old - 1)
+        x = x.index_select(axis, nearest.to(x.device))
+    return x
 
 
 def _check(x: torch.Tensor, size: Size) -> None:

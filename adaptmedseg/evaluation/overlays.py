@@ -5,7 +5,7 @@ anterior is up in axial ones and on the left of sagittal ones, superior is up.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -143,20 +143,25 @@ def _compact_png(figure: Figure) -> bytes:
     return small.getvalue()
 
 
-def pick_cases(records: Sequence[Record], method: str) -> list[tuple[str, Record]]:
+def pick_cases(records: Sequence[Record], method: str, most: int) -> list[tuple[str, Record]]:
     """Which scores to show: the worst, the median and the best Dice of `method` per modality and structure.
 
-    Scores with an oracle prompt are only picked where the method has no others. Fewer than three scored cases give
-    fewer pictures.
+    Where that makes more than `most` pictures, per modality alone. Scores with an oracle prompt are only picked where
+    the method has no others. Fewer than three scored cases give fewer pictures.
     """
     scored = [r for r in records if r.method == method and r.dice is not None]
     chosen = [r for r in scored if not r.is_oracle] or scored
-    groups: dict[tuple[str, str], list[Record]] = {}
-    for record in chosen:
-        groups.setdefault((record.modality, record.structure), []).append(record)
+    picked = _pick(chosen, lambda record: (record.modality, record.structure))
+    return picked if len(picked) <= most else _pick(chosen, lambda record: (record.modality,))
+
+
+def _pick(records: Sequence[Record], group: Callable[[Record], tuple[str, ...]]) -> list[tuple[str, Record]]:
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(group(record), []).append(record)
     picked: list[tuple[str, Record]] = []
-    for group in groups.values():
-        ordered = sorted(group, key=lambda record: (record.dice or 0.0, record.case))
+    for members in groups.values():
+        ordered = sorted(members, key=lambda record: (record.dice or 0.0, record.case))
         places = {"worst": 0, "median": (len(ordered) - 1) // 2, "best": len(ordered) - 1}
         taken: set[int] = set()
         for rank in RANKS if len(ordered) > 2 else ("worst", "best"):

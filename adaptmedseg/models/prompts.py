@@ -29,7 +29,9 @@ class Prompts:
     def select(self, rows: Tensor) -> "Prompts":
         """The prompts where the boolean mask `rows` (n,) is true, over the same images."""
         kept = {
-            name: value[rows] for name in ("image_index", "points", "labels", "boxes") if (value := getattr(self, name)) is not None
+            name: value[rows]
+            for name in ("image_index", "points", "labels", "boxes")
+            if (value := getattr(self, name)) is not None
         }
         structures = [name for name, keep in zip(self.structures, rows.tolist(), strict=True) if keep]
         return replace(self, structures=structures, **kept)

@@ -1,7 +1,9 @@
-"""Hermes' context priors (Gao et al., CVPR 2024, arXiv:2306.02416): task and modality tokens, fusion, posterior prototypes.
+"""Hermes' context priors (Gao et al., CVPR 2024, arXiv:2306.02416): tokens, fusion, posterior prototypes.
 
 Layer names follow Hermes' own where a layer is Hermes' own.
 """
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +89,7 @@ class TwoWayFusionBlock(nn.Module):
 
 
 class PriorPool(nn.Module):
-    """Task tokens (one a task; the last is the null token, index −1, which pads) and modality tokens (a set a modality)."""
+    """Task tokens, one a task; the last is the null token, index −1, which pads. Modality tokens, a set a modality."""
 
     def __init__(self, n_tasks: int, n_modalities: int, tokens_per_modality: int, channels: int):
         super().__init__()
@@ -117,7 +119,7 @@ class PosteriorPrototypes(nn.Module):
 
     def start_at_zero(self) -> None:
         """Zero the last layer: a fresh head adds nothing to the base model's masks."""
-        last = self.classifier_pred[-1].fc2
+        last = cast(TwoLayerMLP, self.classifier_pred[-1]).fc2
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -128,20 +130,25 @@ class ContextPriors(nn.Module):
     A fresh module is an identity: features come back unchanged and prototypes are zero, whatever the tokens.
     """
 
-    def __init__(self, n_tasks: int, n_modalities: int, channels: int, map_channels: int, blocks: int, modality_tokens: int):
+    def __init__(
+        self, n_tasks: int, n_modalities: int, channels: int, map_channels: int, blocks: int, modality_tokens: int
+    ):
         super().__init__()
         self.pool = PriorPool(n_tasks, n_modalities, modality_tokens, channels)
         self.attn_layers = nn.ModuleList(TwoWayFusionBlock(channels) for _ in range(blocks))
         self.prototypes = PosteriorPrototypes(channels, map_channels)
-        for block in self.attn_layers:
+        for block in self._blocks():
             block.start_as_identity_on_features()
         self.prototypes.start_at_zero()
 
+    def _blocks(self) -> list[TwoWayFusionBlock]:
+        return [cast(TwoWayFusionBlock, block) for block in self.attn_layers]
+
     def forward(self, image_embedding: Tensor, tasks: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
-        """image_embedding (b, c, *grid), tasks (b, k), modality (b,) to features (b, c, *grid) and prototypes (b, k, c')."""
+        """image_embedding (b, c, *grid), tasks (b, k), modality (b,) to features like it and prototypes (b, k, c')."""
         features = image_embedding.flatten(2).mT
         priors = self.pool(tasks, modality)
-        for block in self.attn_layers:
+        for block in self._blocks():
             features, priors = block(features, priors)
         prototypes = self.prototypes(priors[:, : tasks.shape[1]])
         return features.mT.reshape(image_embedding.shape), prototypes

@@ -1,6 +1,7 @@
 """SAM's mask decoder in two or three dimensions, with SegVol's text similarity."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -19,7 +20,7 @@ class MLP(nn.Module):
     def __init__(self, in_dim: int, hidden_dim: int, out_dim: int, num_layers: int):
         super().__init__()
         widths = [in_dim, *[hidden_dim] * (num_layers - 1), out_dim]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -74,9 +75,7 @@ class MaskDecoder(nn.Module):
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(n, -1, -1), sparse], dim=1)
         source = image + dense
-        queries, keys = self.transformer(
-            source.flatten(2).mT, position.expand_as(source).flatten(2).mT, tokens
-        )
+        queries, keys = self.transformer(source.flatten(2).mT, position.expand_as(source).flatten(2).mT, tokens)
         upscaled = self.output_upscaling(keys)
         mask_tokens = queries[:, 1 : 1 + NUM_MASK_TOKENS]
         weights = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)

@@ -1,7 +1,7 @@
 """SAM's prompt encoder in two or three dimensions, with SegVol's coordinate quirks where its weights need them."""
 
 import math
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from einops import rearrange
@@ -20,7 +20,7 @@ class RandomFourierPosition(nn.Module):
         self.register_buffer("positional_encoding_gaussian_matrix", torch.randn(dims, embed_dim // 2))
 
     def forward(self, coords: Tensor) -> Tensor:
-        """coords (..., dims) to (..., embed_dim); computed in float32 whatever the autocast, for the angles are large."""
+        """coords (..., dims) to (..., embed_dim); in float32 whatever the autocast, for angles are large."""
         with torch.autocast(coords.device.type, enabled=False):
             projected = (2 * coords.float() - 1) @ self.positional_encoding_gaussian_matrix.float()
             angle = 2 * math.pi * projected
@@ -35,6 +35,8 @@ class PromptEncoder(nn.Module):
     `frame="segvol"` keeps two quirks that SegVol's weights were trained with: points and corners divide their first
     coordinate by the second extent and the second by the first; the grid stacks its coordinates as (h, d, w).
     """
+
+    extent: Tensor
 
     def __init__(self, embed_dim: int, grid_size: tuple[int, ...], spatial_size: tuple[int, ...], frame: Frame):
         super().__init__()
@@ -51,7 +53,9 @@ class PromptEncoder(nn.Module):
             extent = extent[[1, 0, 2]]
         self.register_buffer("extent", extent, persistent=False)
 
-    extent: Tensor
+    def _point(self, kind: int) -> Tensor:
+        """The learnt vector (1, c) of a point outside (0) or inside (1), of a box's lower (2) or upper (3) corner."""
+        return cast(nn.Embedding, self.point_embeddings[kind]).weight
 
     def _encode_coords(self, coords: Tensor) -> Tensor:
         return self.pe_layer((coords + 0.5) / self.extent)
@@ -63,12 +67,12 @@ class PromptEncoder(nn.Module):
         encoded = self._encode_coords(points)
         label = labels[..., None]
         encoded = torch.where(label == -1, self.not_a_point_embed.weight, encoded)
-        encoded = torch.where(label == 0, encoded + self.point_embeddings[0].weight, encoded)
-        return torch.where(label == 1, encoded + self.point_embeddings[1].weight, encoded)
+        encoded = torch.where(label == 0, encoded + self._point(0), encoded)
+        return torch.where(label == 1, encoded + self._point(1), encoded)
 
     def _encode_boxes(self, boxes: Tensor) -> Tensor:
         corners = self._encode_coords(boxes)
-        return corners + torch.cat([self.point_embeddings[2].weight, self.point_embeddings[3].weight])
+        return corners + torch.cat([self._point(2), self._point(3)])
 
     def sparse_tokens(
         self, n: int, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, text: Tensor | None

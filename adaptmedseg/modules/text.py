@@ -3,6 +3,7 @@
 import re
 import zlib
 from functools import cached_property
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -65,15 +66,14 @@ class ClipTransformer(nn.Module):
     def __init__(self, width: int, mlp_dim: int, num_layers: int, num_heads: int):
         super().__init__()
         self.embeddings = ClipEmbeddings(49408, 77, width)
-        self.encoder = nn.ModuleDict(
-            {"layers": nn.ModuleList(ClipLayer(width, mlp_dim, num_heads) for _ in range(num_layers))}
-        )
+        layers = nn.ModuleList(ClipLayer(width, mlp_dim, num_heads) for _ in range(num_layers))
+        self.encoder = nn.ModuleDict({"layers": layers})
         self.final_layer_norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (n, 77) to the final-LayerNorm vector at the end-of-text token, (n, width)."""
         x = self.embeddings(tokens)
-        for layer in self.encoder["layers"]:  # type: ignore[union-attr]
+        for layer in cast(nn.ModuleList, self.encoder["layers"]):
             x = layer(x)
         end_of_text = tokens.argmax(dim=1)  # the end-of-text id is the vocabulary's largest
         return self.final_layer_norm(x)[torch.arange(len(tokens), device=tokens.device), end_of_text]
@@ -123,6 +123,9 @@ class HashedTextEncoder(nn.Module):
 
     def forward(self, names: list[str]) -> Tensor:
         """Names of structures to (n, embed_dim)."""
-        sums = [torch.stack([self._word(word) for word in re.findall(r"\w+", name.lower()) or [""]]).sum(0) for name in names]
+        sums = [
+            torch.stack([self._word(word) for word in re.findall(r"\w+", name.lower()) or [""]]).sum(0)
+            for name in names
+        ]
         vectors = F.normalize(torch.stack(sums), dim=-1) * self.width**0.5
         return self.dim_align(vectors.to(self.dim_align.weight.device))

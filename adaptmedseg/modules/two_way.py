@@ -1,4 +1,7 @@
-"""SAM's two-way transformer (Kirillov et al. 2023): prompts and image attend to each other. Free of dimensions: tokens only."""
+"""SAM's two-way transformer (Kirillov et al. 2023): prompts and image attend to each other.
+
+It works on tokens alone, whatever their number of dimensions.
+"""
 
 import torch.nn.functional as F
 from einops import rearrange

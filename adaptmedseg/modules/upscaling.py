@@ -5,15 +5,17 @@ products. Staying in token layout to the end, and putting only the finished mask
 the widest maps of the whole model.
 """
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+Transposed = nn.ConvTranspose2d | nn.ConvTranspose3d
+
 
 class OutputUpscaling(nn.Sequential):
-    """Image tokens (n, s, c) to (n, s, p, p, c / 8), p = 2^dims cells a step; parameters as in the reference's Sequential.
+    """Image tokens (n, s, c) to (n, s, p, p, c / 8), p = 2^dims cells a step; parameters as in the reference.
 
     `norm="map"` is SegVol's LayerNorm over the whole upscaled map, whose affine ties the decoder to one input size;
     `"channel"` is SAM's, over the channels of each cell.
@@ -34,18 +36,20 @@ class OutputUpscaling(nn.Sequential):
         self.norm = norm
 
     def forward(self, tokens: Tensor) -> Tensor:
-        first, norm, _, second, _ = self
+        first, second = cast(Transposed, self[0]), cast(Transposed, self[3])
+        norm = cast(nn.LayerNorm, self[1])
         cells = self._normalise(self._product(tokens, first), norm)
         return F.gelu(self._product(F.gelu(cells), second))
 
     @staticmethod
-    def _product(x: Tensor, conv: nn.Module) -> Tensor:
+    def _product(x: Tensor, conv: Transposed) -> Tensor:
         """(..., c) to (..., p, c'): one matrix a position of the kernel."""
         weight = conv.weight.flatten(2)
-        out = F.linear(x, rearrange(weight, "c o p -> (p o) c"), conv.bias.repeat(weight.shape[2]))
+        bias = None if conv.bias is None else conv.bias.repeat(weight.shape[2])
+        out = F.linear(x, rearrange(weight, "c o p -> (p o) c"), bias)
         return rearrange(out, "... (p o) -> ... p o", p=weight.shape[2])
 
-    def _normalise(self, cells: Tensor, norm: nn.Module) -> Tensor:
+    def _normalise(self, cells: Tensor, norm: nn.LayerNorm) -> Tensor:
         if self.norm == "channel":
             return F.layer_norm(cells, cells.shape[-1:], norm.weight, norm.bias, norm.eps)
         weight, bias = (self._to_cells(parameter) for parameter in (norm.weight, norm.bias))

@@ -10,10 +10,23 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 
+def sincos_positions(grid_size: tuple[int, ...], embed_dim: int) -> Tensor:
+    """A start for learned positions (d·h·w, embed_dim): sines and cosines of each axis in its own share of channels.
+
+    Neighbours start alike, which a network trained from scratch would need long to learn (as in MAE, He et al. 2022).
+    """
+    bands = embed_dim // (2 * len(grid_size))
+    frequency = torch.pi * 2 ** torch.linspace(-1, 4, bands)
+    axes = torch.meshgrid(*[(torch.arange(n) + 0.5) / n for n in grid_size], indexing="ij")
+    angles = [axis.flatten()[:, None] * frequency for axis in axes]
+    waves = torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], dim=1)
+    return F.pad(waves, (0, embed_dim - waves.shape[1]))
+
+
 class PatchEmbedding(nn.Module):
     """Cut a volume into patches, project each linearly and add a learned position.
 
-    Input (b, 1, d, h, w); output (b, n, embed_dim) with tokens in (d h w) order, each patch flattened as (p_d p_h p_w c).
+    Input (b, 1, d, h, w); output (b, n, embed_dim) with tokens in (d h w) order, each patch as (p_d p_h p_w c).
     """
 
     def __init__(self, spatial_size: tuple[int, int, int], patch_size: tuple[int, int, int], embed_dim: int):
@@ -26,9 +39,7 @@ class PatchEmbedding(nn.Module):
             Rearrange("b c (d pd) (h ph) (w pw) -> b (d h w) (pd ph pw c)", pd=pd, ph=ph, pw=pw),
             nn.Linear(pd * ph * pw, embed_dim),
         )
-        n_tokens = self.grid_size[0] * self.grid_size[1] * self.grid_size[2]
-        self.position_embeddings = nn.Parameter(torch.zeros(1, n_tokens, embed_dim))
-        nn.init.trunc_normal_(self.position_embeddings, std=0.02)
+        self.position_embeddings = nn.Parameter(sincos_positions(self.grid_size, embed_dim)[None])
 
     def forward(self, image: Tensor) -> Tensor:
         return self.patch_embeddings(image) + self.position_embeddings

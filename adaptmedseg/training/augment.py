@@ -14,6 +14,7 @@ from monai.transforms import (
     RandScaleIntensityd,
     RandShiftIntensityd,
 )
+from monai.utils import convert_to_tensor
 from torch import Tensor
 
 from adaptmedseg.training.config import AugmentConfig
@@ -28,7 +29,7 @@ def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Com
     steps = [
         RandAffined(
             [IMAGE, MASKS],
-            prob=0.9,
+            prob=config.spatial,
             rotate_range=(tilt, tilt / 3, tilt / 3),
             shear_range=(config.shear,) * 6,
             translate_range=tuple(config.translate * n for n in size),
@@ -52,7 +53,7 @@ def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Com
 
 
 def augment(transform: Compose, image: Tensor, masks: np.ndarray, seed: int) -> tuple[Tensor, np.ndarray]:
-    """Apply a transform to a view (1, d, h, w) and its boolean masks (k, d, h, w); the draw depends on the seed alone."""
+    """Apply a transform to a view (1, d, h, w) and its boolean masks (k, d, h, w); the seed alone decides the draw."""
     packed = np.zeros(masks.shape[1:], np.float32)
     for bit, mask in enumerate(masks):
         packed += mask * np.float32(2**bit)
@@ -60,4 +61,5 @@ def augment(transform: Compose, image: Tensor, masks: np.ndarray, seed: int) -> 
     out = transform({IMAGE: image, MASKS: torch.from_numpy(packed)[None]})
     labels = np.asarray(out[MASKS][0]).round().astype(np.int64)
     unpacked = np.stack([(labels >> bit) & 1 for bit in range(len(masks))]).astype(bool)
-    return torch.as_tensor(out[IMAGE]).float().clamp(0, 1), unpacked
+    plain = convert_to_tensor(out[IMAGE], dtype=torch.float32, track_meta=False)  # a MetaTensor slows all that follows
+    return plain.clamp(0, 1), unpacked

@@ -1,5 +1,7 @@
 """Segmentation losses on logits; each prompt counts the same."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,9 +25,9 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
     return (dice_loss(logits, target) + bce_loss(logits, target)).mean()
 
 
-def target_on_map(masks: Tensor, size: torch.Size) -> Tensor:
+def target_on_map(masks: Tensor, size: Sequence[int]) -> Tensor:
     """Binary masks (n, d, h, w) at the view's size to the fraction of foreground in each cell of the decoder's map.
 
     Averaging keeps boundaries at sub-cell precision, at a fraction of the cost of upsampling the logits.
     """
-    return F.adaptive_avg_pool3d(masks[:, None].float(), tuple(size))[:, 0]
+    return F.adaptive_avg_pool3d(masks[:, None].float(), (size[0], size[1], size[2]))[:, 0]

@@ -1,6 +1,8 @@
 """One training from a configuration: data in, one model file and its history out."""
 
 import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +11,8 @@ import yaml
 from torch import nn
 
 from adaptmedseg.adapters.file import save_adapter
-from adaptmedseg.checkpoints.store import load_base, save_base, weights_hash
+from adaptmedseg.checkpoints.store import MODEL_FILE, load_base, save_base
+from adaptmedseg.checkpoints.unet_file import save_unet
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapted import AdaptedSegVol
@@ -22,12 +25,14 @@ from adaptmedseg.training.trainer import Progress, Trainer, TrainResult, Validat
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Views in memory and what they teach; `case_ids` are 'data set/case' so that evaluation can prove it saw none."""
+    """Views in memory and what they teach. `cases` are 'data set/case', `image_hashes` their source files' SHA-256:
+    evaluation refuses to score a model on an image that it was trained on."""
 
     views: list[CachedView]
     structures: list[str]
     modalities: list[str]
-    case_ids: list[str]
+    cases: list[str]
+    image_hashes: list[str]
 
 
 def training_cases(config: TrainConfig) -> list[tuple[PreparedDataset, PreparedCase]]:
@@ -54,13 +59,24 @@ def load_training_set(config: TrainConfig, size: Size3, resize) -> TrainingSet:
         known = {name for dataset, _ in cases for name in dataset.structures}
         unknown = sorted(set(wanted) - known)
         if unknown:
-            raise UserError(f"data.structures: '{unknown[0]}' is in none of the data sets; there are {', '.join(sorted(known))}")
+            raise UserError(
+                f"data.structures: '{unknown[0]}' is in none of the data sets; there are {', '.join(sorted(known))}"
+            )
     views = [cache_view(case, wanted, size, resize, registries[id(dataset)].mirror) for dataset, case in cases]
-    structures = sorted({name for view in views for name in view.masks})
+    # A flip turns one side's structure into the other's, which then is a task of its own.
+    structures = sorted({name for view in views for pair in view.mirrored.items() for name in pair})
     if not structures:
-        raise UserError(f"{', '.join(config.data.paths)}: no annotated structure in any training case; check the labels")
+        raise UserError(
+            f"{', '.join(config.data.paths)}: no annotated structure in any training case; check the labels"
+        )
     modalities = sorted({view.modality for view in views})
-    return TrainingSet(views, structures, modalities, [f"{dataset.name}/{case.id}" for dataset, case in cases])
+    return TrainingSet(
+        views,
+        structures,
+        modalities,
+        [f"{dataset.name}/{case.id}" for dataset, case in cases],
+        [case.sources["image"]["sha256"] for _, case in cases],
+    )
 
 
 def input_view(config: TrainConfig, base: SegVol | None) -> tuple[Size3, str]:
@@ -86,21 +102,30 @@ def freeze_text_tower(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
+def check_free(out: Path) -> None:
+    """UserError where a new folder can't be made at `out`: said before the work, not after it."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; choose a new folder for --out")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: holds another run; choose a new --out or remove it")
+    parent = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"{out}: cannot be made in {parent}; choose another --out")
+
+
 def run_training(
     config: TrainConfig,
     out: Path,
     device: torch.device,
     *,
     validate: Validate | None = None,
-    validations: int = 0,
     progress: Progress | None = None,
 ) -> tuple[nn.Module, TrainResult]:
     """Train and write OUT/{model.safetensors, config.yaml, history.json}. Returns the trained model, averaged weights.
 
     model.safetensors is an adapter file, or a base where the configuration has no adapter, or a U-Net.
     """
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: holds another run; choose a new --out or remove it")
+    check_free(out)
     base, card = (None, {}) if config.model == "unet" else load_base(config.base, config.seed)
     size, resize = input_view(config, base)
     data = load_training_set(config, size, resize)
@@ -109,7 +134,7 @@ def run_training(
     stream = BatchStream(
         data.views, config.batch_size, config.structures_per_image, config.prompts, config.augment, config.seed
     )
-    result = Trainer(model, stream, config, device).run(validate, validations, progress)
+    result = Trainer(model, stream, config, device).run(validate, config.validations, progress)
     model.to("cpu").eval()
     save_run(out, config, model, card, data, result)
     return model, result
@@ -118,8 +143,7 @@ def run_training(
 def save_run(
     out: Path, config: TrainConfig, model: nn.Module, card: dict[str, object], data: TrainingSet, result: TrainResult
 ) -> None:
-    """Write a run's files; the model comes last, so that a folder with a model is a complete run."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write a run's files into OUT.partial, which is then renamed: a run folder is complete or not there."""
     summary: dict[str, object] = {
         "config": config.name,
         "seed": config.seed,
@@ -127,22 +151,32 @@ def save_run(
         "minutes": round(result.minutes, 2),
         "structures": data.structures,
         "modalities": data.modalities,
-        "cases": data.case_ids,
+        "cases": data.cases,
+        "image_sha256": data.image_hashes,
     }
-    (out / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    (out / "history.json").write_text(json.dumps({"summary": summary, "rows": result.history}, indent=1))
-    path = out / "model.safetensors"
+    partial = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        (partial / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        (partial / "history.json").write_text(json.dumps({"summary": summary, "rows": result.history}, indent=1))
+        _save_model(partial / MODEL_FILE, config, model, card, summary)
+        if out.exists():
+            out.rmdir()
+        os.replace(partial, out)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UserError(f"{out}: cannot be written ({reason}); free some space or choose another --out") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _save_model(
+    path: Path, config: TrainConfig, model: nn.Module, card: dict[str, object], summary: dict[str, object]
+) -> None:
     if isinstance(model, AdaptedSegVol):
         save_adapter(path, model, config.base, summary)
     elif isinstance(model, SegVol):
         save_base(path, model, {"name": config.name, "started_from": card, "training": summary})
-        (out / "base_hash.txt").write_text(weights_hash(model) + "\n")
     elif isinstance(model, ReferenceUNet):
         save_unet(path, model, summary)
-
-
-def save_unet(path: Path, model: ReferenceUNet, summary: dict[str, object]) -> None:
-    from adaptmedseg.checkpoints.store import write_tensors
-
-    metadata = {"format": "adaptmedseg-unet-1", "structures": json.dumps(model.structures), "training": json.dumps(summary)}
-    write_tensors(path, dict(model.state_dict()), metadata)

@@ -20,15 +20,20 @@ MIN_VOXELS = 8  # fewer voxels of a structure in a view are noise, not a target
 
 @dataclass(frozen=True)
 class CachedView:
-    """The zoom-out view of one case: image (d, h, w) float16, one boolean mask a structure annotated and present.
+    """The zoom-out view of one case: image (d, h, w) float16, labels (d, h, w) as bit masks.
 
-    `mirrored` gives each structure's name after a left-right flip.
+    `bits` gives the bit of each structure that is annotated and present, `mirrored` its name after a left-right flip.
     """
 
     modality: str
     image: Tensor
-    masks: dict[str, np.ndarray]
+    labels: np.ndarray
+    bits: dict[str, int]
     mirrored: dict[str, str]
+
+    def mask(self, name: str) -> np.ndarray:
+        """The boolean mask (d, h, w) of a structure."""
+        return (self.labels >> self.bits[name]) & 1 == 1
 
 
 def cache_view(
@@ -38,15 +43,14 @@ def cache_view(
     mode: ResizeMode,
     mirror: Callable[[str], str],
 ) -> CachedView:
-    """Resize a prepared case to the network's input; masks are kept as booleans."""
+    """Resize a prepared case to the network's input; structures of a few voxels in the view are left out."""
     image = resize_image(torch.from_numpy(case.image())[None, None], size, mode)[0, 0].half()
-    masks = {}
-    for name in case.annotated:
-        if structures is None or name in structures:
-            mask = resize_labels(torch.from_numpy(case.mask(name))[None, None].to(torch.uint8), size)[0, 0].bool().numpy()
-            if mask.sum() >= MIN_VOXELS:
-                masks[name] = mask
-    return CachedView(case.modality, image, masks, {name: mirror(name) for name in masks})
+    stored = torch.from_numpy(case.labels().astype(np.int64))[None, None]
+    labels = resize_labels(stored, size)[0, 0].numpy().astype(case.labels().dtype)
+    wanted = [name for name in case.annotated if structures is None or name in structures]
+    bits = {name: case.structures.index(name) for name in wanted}
+    bits = {name: bit for name, bit in bits.items() if np.count_nonzero((labels >> bit) & 1) >= MIN_VOXELS}
+    return CachedView(case.modality, image, labels, bits, {name: mirror(name) for name in bits})
 
 
 @dataclass(frozen=True)
@@ -71,14 +75,15 @@ class BatchStream(IterableDataset):
         seed: int,
     ):
         super().__init__()
-        self.views = [view for view in views if view.masks]
+        self.views = [view for view in views if view.bits]
         if not self.views:
             raise ValueError("no view has a structure to train on")
         self.batch_size = batch_size
         self.structures_per_image = structures_per_image
         self.shares = prompts.model_dump()
         self.augmentation = augmentation
-        self.transform = build_augmentation(augmentation, tuple(self.views[0].image.shape))
+        d, h, w = self.views[0].image.shape
+        self.transform = build_augmentation(augmentation, (d, h, w))
         self.seed = seed
 
     def __iter__(self) -> Iterator[Batch]:
@@ -113,10 +118,10 @@ class BatchStream(IterableDataset):
         return int(np.random.default_rng([self.seed, 7, epoch]).permutation(len(self.views))[offset])
 
     def _sample(self, view: CachedView, rng: np.random.Generator) -> tuple[Tensor, dict[str, np.ndarray]]:
-        present = sorted(view.masks)
+        present = sorted(view.bits)
         count = min(self.structures_per_image, len(present))
         names = [present[i] for i in rng.choice(len(present), count, replace=False)]
-        masks = np.stack([view.masks[name] for name in names])
+        masks = np.stack([view.mask(name) for name in names])
         image, masks = augment(self.transform, view.image.float()[None], masks, int(rng.integers(2**31)))
         if rng.random() < self.augmentation.mirror:
             image, masks, names = image.flip(-1), masks[..., ::-1].copy(), [view.mirrored[name] for name in names]

@@ -1,4 +1,4 @@
-"""Prompts made from labels, for training: boxes with jitter and random points. Evaluation calls such prompts 'oracle'."""
+"""Prompts made from labels, for training: boxes with jitter, random points. Evaluation calls such prompts 'oracle'."""
 
 import numpy as np
 import torch

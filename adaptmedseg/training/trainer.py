@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.config import OptimiserConfig, TrainConfig
 from adaptmedseg.training.losses import segmentation_loss, target_on_map
 from adaptmedseg.training.sampling import BatchStream
 
@@ -59,12 +60,25 @@ def learning_rate_factor(progress: float, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup))))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; biases, norms and tokens (at most one axis longer than one) don't."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if sum(n > 1 for n in p.shape) > 1]
-    rest = [p for p in trained if sum(n > 1 for n in p.shape) <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+def build_optimisers(model: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
+    """Optimisers over the parameters that require gradients: matrices decay; biases, norms and tokens don't.
+
+    Muon takes the weights of linear layers and LoRA factors (Jordan et al. 2024, with AdamW's scale of updates, so that
+    one learning rate serves both); embeddings, convolutions and vectors stay with AdamW.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    tokens = {
+        name for name in trained if "embed" in name or "token" in name or "prior." in name or name.endswith("_prior")
+    }
+    matrices = [p for name, p in trained.items() if p.ndim == 2 and min(p.shape) > 1 and name not in tokens]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in trained.values() if id(p) not in chosen]
+    plain = [{"params": rest, "weight_decay": 0.0}]
+    if config.matrices == "adamw" or not matrices:
+        decayed = [{"params": matrices, "weight_decay": config.weight_decay}]
+        return [torch.optim.AdamW(decayed + plain if matrices else plain, lr=config.lr)]
+    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return [muon, torch.optim.AdamW(plain, lr=config.lr)] if rest else [muon]
 
 
 class Trainer:
@@ -73,10 +87,11 @@ class Trainer:
     def __init__(self, model: nn.Module, stream: BatchStream, config: TrainConfig, device: torch.device):
         self.config = config
         precision = "bf16" if config.precision == "bf16" else "no"
+        AcceleratorState._reset_state(reset_partial_state=True)  # else a process is bound to its first run's precision
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # Accelerate takes the current one
         self.accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-        groups = parameter_groups(model, config.optimiser.weight_decay)
-        optimiser = torch.optim.AdamW(groups, lr=config.optimiser.lr)
-        self.model, self.optimiser = self.accelerator.prepare(model, optimiser)
+        self.model, *self.optimisers = self.accelerator.prepare(model, *build_optimisers(model, config.optimiser))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.optimiser.ema)
         self.loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
@@ -93,19 +108,21 @@ class Trainer:
         loss = segmentation_loss(logits, target)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.parameters, self.config.optimiser.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         return loss.detach()
 
-    def run(self, validate: Validate | None = None, validations: int = 0, progress: Progress | None = None) -> TrainResult:
+    def run(
+        self, validate: Validate | None = None, validations: int = 0, progress: Progress | None = None
+    ) -> TrainResult:
         """Train until the budget is spent. `validate` runs `validations` times, evenly spread, on the averaged weights;
         its time does not count against a budget in minutes."""
         result, recent, clock, checks = TrainResult(), [], 0.0, 0
         batches = iter(self.loader)
         while (done := self._progress(result.steps, clock / 60)) < 1:
             started = time.perf_counter()
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.config.optimiser.lr * learning_rate_factor(done, self.config.optimiser.warmup)
+            self._set_learning_rate(done)
             recent.append(float(self._step(next(batches))))
             self.average.update()
             result.steps += 1
@@ -120,11 +137,18 @@ class Trainer:
                 if progress is not None:
                     progress(min(done, 1.0), result.history[-1])
         self.average.swap()
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         result.minutes = clock / 60
         return result
 
+    def _set_learning_rate(self, done: float) -> None:
+        settings = self.config.optimiser
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = settings.lr * learning_rate_factor(done, settings.warmup)
+
     def _row(self, step: int, clock: float, recent: list[float]) -> dict[str, float]:
-        lr = self.optimiser.param_groups[0]["lr"]
+        lr = self.optimisers[0].param_groups[0]["lr"]
         return {"step": step, "minutes": clock / 60, "loss": sum(recent) / len(recent), "lr": lr}
 
     def _validated(self, validate: Validate) -> float:

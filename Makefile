@@ -1,0 +1,72 @@
+# Everything works on a fresh machine with Python 3.11 or newer and make; the environment goes to .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= ../shared/data
+FOLDS ?= 0 1 2 3 4
+MINUTES ?= 3
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test test-slow lint format base real clean
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+demo: $(VENV)/installed  ## the main job on generated phantoms: about four minutes after installation
+	rm -rf runs/demo
+	$(BIN)/adaptmedseg demo --out runs/demo
+
+test: $(VENV)/installed-dev  ## the tests that need minutes, not more
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+test-slow: $(VENV)/installed-dev  ## the released model size and other slow checks
+	$(BIN)/pytest -m slow
+
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/mypy
+
+base: $(VENV)/installed  ## train the small base anew on CT phantoms: hours on two cores
+	rm -rf runs/base
+	$(BIN)/python -m adaptmedseg.phantoms --out runs/base/phantoms --count 600 --modality CT --seed 1000 --workers 2
+	$(BIN)/adaptmedseg prepare runs/base/phantoms --out runs/base/prepared --name ct_phantoms --label 1+2=prostate \
+		--test-fraction 0 --val-fraction 0.04 --workers 2
+	$(BIN)/adaptmedseg train base_small --data runs/base/prepared --out runs/base/run
+	$(BIN)/python -m adaptmedseg.checkpoints.ship runs/base/run
+
+# Real volumes: the base trained on with head-and-neck CT, then adapted to prostate MRI, five folds, a U-Net beside it.
+real: $(VENV)/installed
+	rm -rf runs/real
+	$(BIN)/adaptmedseg prepare $(DATA)/openkbp-ct --out runs/real/openkbp --name openkbp --modality CT \
+		--label 1=brainstem --label "2=spinal cord" --label "3=right parotid gland" --label "4=left parotid gland" \
+		--label 5=esophagus --label 6=larynx --label 7=mandible --test-fraction 0.3 --val-fraction 0
+	$(BIN)/adaptmedseg prepare $(DATA)/promise12/training_data.zip --out runs/real/promise12 --name promise12 \
+		--modality "T2 MRI" --label 1=prostate --folds 5
+	$(BIN)/adaptmedseg train openkbp --data runs/real/openkbp --out runs/real/ct_base
+	for fold in $(FOLDS); do \
+		$(BIN)/adaptmedseg train prostate --base runs/real/ct_base --data runs/real/promise12 --fold $$fold \
+			--out runs/real/adapted$$fold budget.minutes=$(MINUTES) && \
+		$(BIN)/adaptmedseg train unet --data runs/real/promise12 --fold $$fold \
+			--out runs/real/unet$$fold budget.minutes=$(MINUTES) && \
+		$(BIN)/adaptmedseg evaluate --model base=runs/real/ct_base --model U-Net=runs/real/unet$$fold \
+			--model adapted=runs/real/adapted$$fold --data runs/real/promise12 --fold $$fold --out runs/real/report \
+			--append || exit 1; \
+	done
+	$(BIN)/adaptmedseg evaluate --model base=runs/real/ct_base --model adapted=runs/real/adapted$(firstword $(FOLDS)) \
+		--data runs/real/openkbp --out runs/real/report --append
+	$(BIN)/adaptmedseg report runs/real/report --title "From head-and-neck CT to prostate MRI" --base base --adapted adapted \
+		--run adapted=runs/real/adapted$(firstword $(FOLDS)) --run U-Net=runs/real/unet$(firstword $(FOLDS)) --run "CT base=runs/real/ct_base"
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,89 @@
+"""What several commands share: options, progress bars, names of configurations."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import yaml
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from adaptmedseg.errors import UserError
+
+console = Console(stderr=True)  # standard output is kept for results that scripts read
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
+Structures = Annotated[str | None, typer.Option(help="Names separated by commas; all that the data holds by default.")]
+
+
+@contextmanager
+def bar(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar; the function it gives takes (done, total)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def training_bar(text: str) -> Iterator[Callable[[float, dict[str, float]], None]]:
+    """A progress bar for training; the function it gives takes (share done, history row)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[row]}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(text, total=1.0, row="")
+
+        def update(done: float, row: dict[str, float]) -> None:
+            shown = f"step {row['step']}  loss {row['loss']:.3f}"
+            if "val_dice" in row:
+                console.print(f"{text}: step {row['step']}, validation Dice {row['val_dice']:.3f}")
+            progress.update(task, completed=done, row=shown)
+
+        yield update
+
+
+def split_names(names: str | None) -> list[str] | None:
+    """Names separated by commas."""
+    return None if names is None else [name.strip() for name in names.split(",") if name.strip()]
+
+
+def config_path(name: str) -> Path:
+    """A configuration by path or by the name of a shipped one."""
+    path = Path(name)
+    if path.is_file() or path.suffix:
+        return path
+    shipped = Path(str(resources.files("adaptmedseg.configs"))) / f"{name}.yaml"
+    if not shipped.exists():
+        known = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
+        raise UserError(f"configuration '{name}': neither a file nor a shipped one; shipped are {known}")
+    return shipped
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, object]:
+    """['budget.minutes=5', ...] to {'budget.minutes': 5, ...}; values are read as YAML."""
+    values: dict[str, object] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise UserError(f"'{pair}': an override has the form key=value, such as budget.minutes=5")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"'{pair}': the value cannot be read; quote it as in YAML") from None
+    return values
+
+
+def named_pairs(items: list[str], option: str) -> dict[str, str]:
+    """['base=small', ...] to {'base': 'small', ...}."""
+    pairs = {}
+    for item in items:
+        name, sign, value = item.partition("=")
+        if not sign or not name or not value:
+            raise UserError(f"{option} {item}: has the form NAME=VALUE; write it so")
+        if name.strip() in pairs:
+            raise UserError(f"{option} {item}: '{name.strip()}' is given twice; give each once")
+        pairs[name.strip()] = value.strip()
+    return pairs

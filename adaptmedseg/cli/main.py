@@ -1,0 +1,89 @@
+"""The command line: one program, one error sentence, exit codes that scripts can use."""
+
+import errno
+import sys
+import warnings
+from collections.abc import Callable
+
+import torch
+import typer
+
+from adaptmedseg import __version__
+from adaptmedseg.errors import UserError
+
+# What the user can do about an error of the file system.
+REMEDIES = {
+    errno.ENOSPC: "free some space and run again",
+    errno.EDQUOT: "free some space and run again",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "check its permissions or choose another folder",
+    errno.EPERM: "check its permissions or choose another folder",
+    errno.EEXIST: "choose another folder",
+    errno.ENOTDIR: "choose another folder",
+    errno.EISDIR: "give the path of a file",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+app = typer.Typer(
+    help="Adapt a CT foundation model to MRI: prepare data, train an adapter, evaluate, predict, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"adaptmedseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+
+
+def _register() -> None:
+    from adaptmedseg.cli import demo, evaluate, predict, prepare, train
+
+    commands: list[Callable[..., None]] = [
+        demo.demo,
+        prepare.prepare,
+        prepare.check,
+        train.train,
+        evaluate.evaluate,
+        predict.predict,
+        evaluate.report,
+    ]
+    for command in commands:
+        app.command()(command)
+
+
+def run() -> None:
+    """Entry point. Exit code 0 is success, 1 some cases failed, 2 bad input (one sentence on standard error)."""
+    if not app.registered_commands:
+        _register()
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError:
+        remedy = "pass --device cpu or, to train, a smaller batch_size"
+        print(f"error: the graphics processor's memory is full; {remedy}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in REMEDIES:
+            raise
+        place = error.filename2 or error.filename or "the output"
+        print(f"error: {place}: {error.strerror}; {REMEDIES[error.errno]}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,83 @@
+"""`adaptmedseg train`: one training from a configuration."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, cast
+
+import torch
+import typer
+from torch import nn
+
+from adaptmedseg.cli.common import Device, config_path, parse_overrides, training_bar
+from adaptmedseg.data.prepared import PreparedDataset
+from adaptmedseg.device import pick_device
+from adaptmedseg.evaluation.evaluate import Asked, evaluate_cases, mean_dice
+from adaptmedseg.inference.loading import AnyModel
+from adaptmedseg.inference.segmenter import CropSegmenter
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.segvol import SMALL, SegVol
+from adaptmedseg.models.unet import ReferenceUNet
+from adaptmedseg.training.config import TrainConfig, load_config
+from adaptmedseg.training.run import run_training
+
+
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped one (such as prostate).")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as budget.minutes=5.")] = None,
+    out: Annotated[Path, typer.Option(help="New folder for the run.")] = Path("runs/train"),
+    data: Annotated[list[Path], typer.Option(help="Prepared data set(s); replaces data.paths.")] = [],  # noqa: B006
+    base: Annotated[str | None, typer.Option(help="Base to start from: small, a file or a run; replaces base.")] = None,
+    fold: Annotated[int | None, typer.Option(help="Leave this fold out; replaces data.fold.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Replaces seed.", min=0)] = None,
+    device: Device = "auto",
+) -> None:
+    """Train an adapter (or, where the configuration says so, a whole base or the reference U-Net).
+
+    \b
+    Examples:
+      adaptmedseg train adapt --data prepared/my_mri --out runs/my_mri
+      adaptmedseg train adapt --data prepared/my_mri --out runs/long budget.minutes=30
+      adaptmedseg train prostate --data prepared/promise12 --fold 0 --out runs/fold0
+    """
+    changes = parse_overrides(overrides or [])
+    given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
+    changes |= {key: value for key, value in given.items() if value is not None}
+    settings = load_config(config_path(config), TrainConfig, changes)
+    chosen = pick_device(device)
+    with training_bar(f"training {settings.name}") as progress:
+        model, result = run_training(settings, out, chosen, validate=validator(settings, chosen), progress=progress)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    size = (out / "model.safetensors").stat().st_size / 1e6
+    print(
+        f"{out}: {result.steps} steps in {result.minutes:.1f} min, {trained:,} trained parameters, file {size:.1f} MB"
+    )
+
+
+def can_segment(model: nn.Module, structure: str) -> bool:
+    """Whether a model can be asked for a structure: a U-Net only for those that it was built for."""
+    return not isinstance(model, ReferenceUNet) or structure in model.structures
+
+
+def validator(config: TrainConfig, device: torch.device) -> Callable[[nn.Module], float] | None:
+    """Mean Dice over the 'val' cases of the training data, asked by name alone; None where there are none."""
+    if not config.validations or not config.data.paths or config.data.fold is not None:
+        return None
+    datasets = [PreparedDataset.open(path) for path in config.data.paths]
+    if not any(dataset.cases("val") for dataset in datasets):
+        return None
+
+    def validate(model: nn.Module) -> float:
+        base = model.base if isinstance(model, AdaptedSegVol) else model
+        view = base.config if isinstance(base, SegVol) else SMALL
+        training = model.training
+        asked_model = cast(AnyModel, model.eval())  # run_training builds nothing else
+        segmenter = CropSegmenter(asked_model, view.spatial_size, view.resize, device)
+        records = []
+        for dataset in datasets:
+            asked = Asked(config.name, dataset.name)
+            structures = [name for name in config.data.structures or dataset.structures if can_segment(model, name)]
+            records += evaluate_cases(segmenter, dataset.cases("val"), structures, asked)
+        model.train(training)
+        return mean_dice(records)
+
+    return validate

@@ -1,0 +1,226 @@
+"""A study: several methods asked the same on the same unseen cases, kept in a folder that a report reads."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from adaptmedseg.data.prepared import PreparedCase, PreparedDataset
+from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation.evaluate import Ask, Asked, evaluate_case
+from adaptmedseg.evaluation.files import write_atomic
+from adaptmedseg.evaluation.overlays import overlay_png, pick_cases
+from adaptmedseg.evaluation.records import Record, read_results, write_results
+from adaptmedseg.inference.loading import BASE_HASH, LoadedModel, check_unseen
+from adaptmedseg.inference.segmenter import CropSegmenter
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.segvol import SegVol
+from adaptmedseg.models.unet import ReferenceUNet
+
+RESULTS, NOTES, OVERLAYS, INDEX = "results.jsonl", "study.json", "overlays", "index.json"
+MAX_PICTURES = 30
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class StudyMethod:
+    """A model under the name it has in tables, and how it is asked."""
+
+    name: str
+    loaded: LoadedModel
+    description: str = ""
+    ask: Ask = "text"
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """A prepared data set and the cases of it to score."""
+
+    dataset: PreparedDataset
+    cases: list[PreparedCase]
+
+
+@dataclass
+class StudyNotes:
+    """What a report says beside the scores; kept as study.json.
+
+    `gate_compared` and `gate_identical` count the cases of modalities outside the adapter's on which base and adapted
+    model were compared voxel by voxel.
+    """
+
+    methods: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    data: dict[str, dict[str, str]] = field(default_factory=dict)
+    gate_on: bool | None = None
+    gate_compared: int = 0
+    gate_identical: int = 0
+
+
+class MaskStore:
+    """Masks of a study in memory, one bit a voxel, for overlays and for comparing models."""
+
+    def __init__(self) -> None:
+        self._bits: dict[tuple[str, str, str, str], np.ndarray] = {}
+        self._shapes: dict[tuple[str, str, str, str], tuple[int, ...]] = {}
+
+    def put(self, record: Record, mask: np.ndarray) -> None:
+        key = (record.method, record.dataset, record.case, record.structure)
+        self._bits[key], self._shapes[key] = np.packbits(mask), mask.shape
+
+    def get(self, method: str, record: Record) -> np.ndarray:
+        """The mask of `method` for the case and structure of `record`."""
+        key = (method, record.dataset, record.case, record.structure)
+        shape = self._shapes[key]
+        return np.unpackbits(self._bits[key], count=int(np.prod(shape))).reshape(shape).astype(bool)
+
+    def has(self, method: str, record: Record) -> bool:
+        """Whether `method` was asked for the case and structure of `record`."""
+        return (method, record.dataset, record.case, record.structure) in self._bits
+
+    def same(self, one: str, other: str, record: Record) -> bool:
+        keys = [(method, record.dataset, record.case, record.structure) for method in (one, other)]
+        return np.array_equal(self._bits[keys[0]], self._bits[keys[1]])
+
+
+def _structures(method: StudyMethod, dataset: PreparedDataset, wanted: Sequence[str] | None) -> list[str]:
+    """Structures to ask a method for: those of the data set that it was trained on, or that were named."""
+    names = [name for name in dataset.structures if wanted is None or name in wanted]
+    known = [name for name in names if not method.loaded.structures or name in method.loaded.structures]
+    if isinstance(method.loaded.model, ReferenceUNet) and not known:
+        raise UserError(
+            f"model '{method.name}': has no output for any structure of {dataset.name}; "
+            f"it knows {', '.join(method.loaded.structures)}"
+        )
+    return known or names
+
+
+def run_study(
+    methods: Sequence[StudyMethod],
+    data: Sequence[StudyData],
+    device: torch.device,
+    *,
+    structures: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[Record], MaskStore]:
+    """Score every method on every case. UserError where a method was trained on one of the cases."""
+    names = [source.dataset.name for source in data]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise UserError(f"two data sets are called '{min(twice)}'; prepare one of them with another --name")
+    for method in methods:
+        for source in data:
+            _structures(method, source.dataset, structures)
+            for case in source.cases:
+                check_unseen(
+                    method.loaded, method.name, case.sources["image"]["sha256"], f"{source.dataset.name}/{case.id}"
+                )
+    records, masks = [], MaskStore()
+    total, done = len(methods) * sum(len(source.cases) for source in data), 0
+    for method in methods:
+        loaded = method.loaded
+        segmenter = CropSegmenter(loaded.model.to(device), loaded.size, loaded.resize, device)
+        for source in data:
+            names = _structures(method, source.dataset, structures)
+            asked = Asked(method.name, source.dataset.name, method.ask)
+            for case in source.cases:
+                records += evaluate_case(
+                    segmenter, case, names, asked, lambda _c, _s, mask, record: masks.put(record, mask)
+                )
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+    return records, masks
+
+
+def compare_gated(
+    records: Sequence[Record], masks: MaskStore, methods: Sequence[StudyMethod], adapted: StudyMethod, notes: StudyNotes
+) -> None:
+    """Count the cases outside the adapter's modalities whose masks equal those of its base, voxel for voxel.
+
+    The base is found among `methods` by the hash of its weights; without it nothing is compared.
+    """
+    model = adapted.loaded.model
+    if not isinstance(model, AdaptedSegVol):
+        return
+    notes.gate_on = adapted.loaded.gated
+    weights = adapted.loaded.hashes.get(BASE_HASH)
+    bases = [m for m in methods if isinstance(m.loaded.model, SegVol) and m.loaded.hashes.get(BASE_HASH) == weights]
+    same: dict[tuple[str, str], bool] = {}
+    for record in records if bases else ():
+        compared = masks.has(bases[0].name, record) and not model.is_adapted(record.modality)
+        if record.method == adapted.name and compared:
+            key = (record.dataset, record.case)
+            same[key] = same.get(key, True) and masks.same(bases[0].name, adapted.name, record)
+    notes.gate_compared += len(same)
+    notes.gate_identical += sum(same.values())
+
+
+def draw_overlays(
+    out: Path, records: Sequence[Record], masks: MaskStore, method: str, data: Sequence[StudyData]
+) -> None:
+    """Pictures of the worst, median and best scores of a method, added to the folder's index that a report reads."""
+    cases = {(source.dataset.name, case.id): case for source in data for case in source.cases}
+    folder = out / OVERLAYS
+    index = read_overlay_index(out)
+    for _, record in pick_cases(records, method, MAX_PICTURES):
+        case = cases[record.dataset, record.case]
+        png = overlay_png(case.image(), case.mask(record.structure), masks.get(method, record), case.spacing)
+        name = f"{len(index):03d}.png"
+        write_atomic(folder / name, png)
+        index.append({"file": name, "record": asdict(record)})
+    write_atomic(folder / INDEX, json.dumps(index, indent=1))
+
+
+def read_overlay_index(out: Path) -> list[dict]:
+    """The pictures of a study folder: file name and the record each shows."""
+    path = out / OVERLAYS / INDEX
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def save_study(out: Path, records: Sequence[Record], notes: StudyNotes, *, append: bool = False) -> None:
+    """Write scores and notes; with `append`, beside those of earlier calls (other folds or methods).
+
+    A score that an earlier call gave to the same method, case and structure is replaced.
+    """
+    previous = read_results(out / RESULTS) if append and (out / RESULTS).exists() else []
+    if (out / RESULTS).exists() and not append:
+        raise UserError(f"{out}: holds another evaluation; choose a new --out, or add to it with --append")
+    old = read_notes(out) if previous else StudyNotes()
+    merged = StudyNotes(
+        methods=old.methods | notes.methods,
+        hashes=_joined(old.hashes, notes.hashes),
+        data=old.data | notes.data,
+        gate_on=notes.gate_on if notes.gate_on is not None else old.gate_on,
+        gate_compared=old.gate_compared + notes.gate_compared,
+        gate_identical=old.gate_identical + notes.gate_identical,
+    )
+    new = {_score_key(record) for record in records}
+    kept = [record for record in previous if _score_key(record) not in new]
+    splits = {record.split for record in (*kept, *records)}
+    if len(splits) > 1:
+        raise UserError(f"{out}: would hold scores of several splits ({', '.join(sorted(splits))}); choose a new --out")
+    write_atomic(out / NOTES, json.dumps(asdict(merged), indent=1))
+    write_results(out / RESULTS, [*kept, *records])
+
+
+def _joined(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:
+    """Both tables; where a name has several values, as one method's models of several folds, all of them."""
+    joined = old | new
+    for name in old.keys() & new.keys():
+        joined[name] = ", ".join(dict.fromkeys([*old[name].split(", "), new[name]]))
+    return joined
+
+
+def _score_key(record: Record) -> tuple[object, ...]:
+    return record.method, record.prompt_origin, record.case_key, record.structure, record.fold
+
+
+def read_notes(out: Path) -> StudyNotes:
+    """The notes of a study folder. UserError where there is none."""
+    try:
+        return StudyNotes(**json.loads((out / NOTES).read_text()))
+    except (OSError, TypeError, json.JSONDecodeError):
+        raise UserError(f"{out / NOTES}: missing or damaged; run `adaptmedseg evaluate` again") from None

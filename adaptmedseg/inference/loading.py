@@ -1,0 +1,110 @@
+"""Any model file of this project, ready to be asked: a base, an adapter on its base, a U-Net, or a run folder."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from safetensors import SafetensorError, safe_open
+
+from adaptmedseg.adapters.file import ADAPTER_FORMAT, load_adapter, read_card
+from adaptmedseg.checkpoints.store import file_hash, load_base, model_path, weights_hash
+from adaptmedseg.checkpoints.unet_file import UNET_FORMAT, load_unet
+from adaptmedseg.data.views import ResizeMode
+from adaptmedseg.errors import UserError
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.segvol import SMALL, SegVol, Size3
+from adaptmedseg.models.unet import ReferenceUNet
+
+BASE_HASH = "base weights"
+AnyModel = SegVol | AdaptedSegVol | ReferenceUNet
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what inference and reports need to know of it.
+
+    `structures` are those it was trained to segment; `seen` the SHA-256 of every image that any of its training saw;
+    `hashes` what identifies it; `lineage` says in words how it came about.
+    """
+
+    model: AnyModel
+    size: Size3
+    resize: ResizeMode
+    structures: list[str]
+    seen: frozenset[str]
+    hashes: dict[str, str]
+    lineage: str
+
+    @property
+    def gated(self) -> bool:
+        """Whether images of modalities it was not adapted to take the base's path, bit for bit."""
+        return isinstance(self.model, AdaptedSegVol) and self.model.config.gate_by_modality
+
+
+def load_model(name: str, base: str | None = None) -> LoadedModel:
+    """Load by known name ("small"), file or run folder. `base` overrides the base that an adapter file names."""
+    path = model_path(name)
+    kind = _format(path)
+    if kind == ADAPTER_FORMAT:
+        return _load_adapted(path, base)
+    if kind == UNET_FORMAT:
+        unet, training = load_unet(path)
+        resize = cast(ResizeMode, SMALL.resize)
+        seen = frozenset(cast(list, training.get("image_sha256", [])))
+        lineage = f"U-Net from scratch ({training.get('config')})"
+        return LoadedModel(
+            unet.eval(), unet.spatial_size, resize, unet.structures, seen, {"file": file_hash(path)}, lineage
+        )
+    model, card = load_base(name)
+    structures, seen, lineage = _history(card)
+    hashes = {BASE_HASH: weights_hash(model)}
+    return LoadedModel(model.eval(), model.config.spatial_size, model.config.resize, structures, seen, hashes, lineage)
+
+
+def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:
+    card = read_card(path)
+    try:
+        base, base_card = load_base(base_name or card.base)
+    except UserError as error:
+        if base_name is not None:
+            raise
+        raise UserError(f"{path}: its base cannot be loaded; give it with --base ({error})") from None
+    model = load_adapter(path, base)
+    structures, seen, lineage = _history(base_card)
+    seen |= frozenset(cast(list, card.training.get("image_sha256", [])))
+    hashes = {BASE_HASH: card.base_hash, "adapter file": file_hash(path)}
+    every = sorted({*structures, *model.tasks})
+    text = f"adapter {card.training.get('config')} on {lineage}"
+    return LoadedModel(model.eval(), base.config.spatial_size, base.config.resize, every, seen, hashes, text)
+
+
+def _format(path: Path) -> str | None:
+    """The format that a safetensors file names; None for fresh models and for what load_base will refuse."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format")
+    except (OSError, SafetensorError):
+        return None
+
+
+def _history(card: dict[str, object]) -> tuple[list[str], frozenset[str], str]:
+    """Structures, seen images and words of a base's card and of all the bases it came from."""
+    training = cast(dict, card.get("training") or {})
+    structures, seen = set(training.get("structures", [])), set(training.get("image_sha256", []))
+    lineage = str(card.get("name", "base"))
+    before = card.get("started_from")
+    if isinstance(before, dict) and "training" in before:
+        older_structures, older_seen, older_lineage = _history(before)
+        structures |= set(older_structures)
+        seen |= older_seen
+        lineage = f"{lineage} (from {older_lineage})"
+    return sorted(structures), frozenset(seen), lineage
+
+
+def check_unseen(model: LoadedModel, method: str, image_sha256: str, case: str) -> None:
+    """Refuse to score a model on an image that its training saw."""
+    if image_sha256 in model.seen:
+        raise UserError(
+            f"{case}: model '{method}' was trained on this image, so its score would be no test; "
+            "choose cases kept aside with --split test or --fold"
+        )
