@@ -260,12 +260,13 @@ def test_an_adapter_whose_base_moved_asks_for_it(place: Place, tmp_path: Path) -
 
 
 def assert_told(outcome: Outcome, *words: str) -> None:
-    """Exit code 2, and on standard error one sentence, nothing else, that holds these words."""
+    """Exit code 2, and on standard error one sentence that holds these words; only notes and progress may precede it."""
     assert outcome.code == 2, outcome
-    assert outcome.err.startswith("error: "), outcome.err
-    assert outcome.err.count("\n") == 1, outcome.err
+    *before, sentence = outcome.err.splitlines()
+    assert sentence.startswith("error: "), outcome.err
+    assert all(line.startswith(("note: ", "training ")) for line in before), outcome.err
     for word in words:
-        assert word in outcome.err, outcome.err
+        assert word in sentence, outcome.err
 
 
 def truncate(path: Path) -> None:

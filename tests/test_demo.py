@@ -35,7 +35,8 @@ def test_the_demo_tells_its_whole_story(tmp_path: Path) -> None:
         assert (report / name).stat().st_size > 500
     rows = list(csv.DictReader((report / "results.csv").open(encoding="utf-8")))
     assert {(row["method"], row["modality"]) for row in rows} == {
-        (method, modality) for method in ("base", "adapted") for modality in ("CT", "T1 MRI", "T2 MRI")
+        *((method, modality) for method in ("base", "adapted") for modality in ("CT", "T1 MRI", "T2 MRI")),
+        ("adapted, gate off", "CT"),
     }
     ct = {m: [r["dice"] for r in rows if r["modality"] == "CT" and r["method"] == m] for m in ("base", "adapted")}
     assert ct["base"] == ct["adapted"]

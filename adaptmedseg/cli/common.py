@@ -1,5 +1,6 @@
 """What several commands share: options, progress bars, names of configurations."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -35,12 +36,17 @@ def training_bar(text: str) -> Iterator[Callable[[float, dict[str, float]], None
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[row]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task(text, total=1.0, row="")
+        told = 0
 
         def update(done: float, row: dict[str, float]) -> None:
             shown = f"step {row['step']}  loss {row['loss']:.3f}"
             if "val_dice" in row:
                 console.print(f"{text}: step {row['step']}, validation Dice {row['val_dice']:.3f}")
             progress.update(task, completed=done, row=shown)
+            nonlocal told
+            if not console.is_terminal and int(done * 10) > told:  # a log file gets a line every tenth
+                told = int(done * 10)
+                print(f"{text}: {done:.0%}  {shown}", file=sys.stderr, flush=True)
 
         yield update
 

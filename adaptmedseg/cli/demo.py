@@ -24,7 +24,7 @@ from adaptmedseg.evaluation.study import (
 )
 from adaptmedseg.evaluation.study_report import ReportText, report_study
 from adaptmedseg.evaluation.verdict import Goals
-from adaptmedseg.inference.loading import load_model
+from adaptmedseg.inference.loading import load_model, ungated
 from adaptmedseg.phantoms import write_phantoms
 from adaptmedseg.preprocessing.folder import prepare_folder
 from adaptmedseg.training.config import TrainConfig, load_config
@@ -32,6 +32,7 @@ from adaptmedseg.training.run import check_free, run_training
 
 # Case seeds derive from these and the demo's seed; the base model's phantoms were drawn from others (make base).
 CT_SEED, T2_SEED, T1_SEED = 910_000, 920_000, 930_000
+OPEN_GATE = "adapted, gate off"
 LABELS: LabelNames = {"1+2": "prostate"}
 CAVEATS = (
     "All volumes are generated phantoms, not patients: the figures show that the method works, not how well on scans.",
@@ -103,15 +104,19 @@ def demo(
         StudyMethod("base", base, f"the CT base as shipped, asked by name ({base.lineage})"),
         StudyMethod("adapted", load_model(str(out / "adapter")), f"the same base with the adapter file ({config})"),
     ]
+    open_gate = StudyMethod(OPEN_GATE, ungated(methods[1].loaded), "what CT would lose without the gate; CT alone")
     with watch.stage("evaluate"), bar("evaluating") as evaluated:
         records, masks = run_study(methods, test, chosen, progress=evaluated)
+        records += run_study([open_gate], test[:1], chosen)[0]
     with watch.stage("report"):
-        notes = study_notes(methods, test)
+        notes = study_notes([*methods, open_gate], test)
         compare_gated(records, masks, methods, methods[1], notes)
         draw_overlays(out / "report", records, masks, "adapted", test)
         save_study(out / "report", records, notes)
         text = ReportText(
             "From CT to MRI: the demo",
+            base="base",
+            adapted="adapted",
             runs={"adapted": out / "adapter"},
             goals=Goals(mr_gain=0.25, ct_loss=0.02),
             next_commands=NEXT,

@@ -13,6 +13,7 @@ from adaptmedseg.data.volume import SUFFIXES, volume_stem, volume_suffix
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.files import write_atomic
 from adaptmedseg.inference.predictor import Predictor
+from adaptmedseg.models.adapted import AdaptedSegVol
 
 
 def predict(
@@ -43,6 +44,7 @@ def predict(
     modality = find_modality(modality).name
     predictor = Predictor.load(model, base, device)
     names = predictor.names(split_names(structures) or [])
+    _tell_of_gate(predictor, modality)
     failed = 0
     with bar("predicting") as progress:
         for done, (path, target) in enumerate(targets.items(), 1):
@@ -58,6 +60,17 @@ def predict(
     if failed:
         console.print(f"{len(images) - failed} of {len(images)} images segmented, {failed} left out")
         raise typer.Exit(1)
+
+
+def _tell_of_gate(predictor: Predictor, modality: str) -> None:
+    """Say when the adapter will not be used: with the gate on, other modalities than its own take the base's path."""
+    model = predictor.loaded.model
+    if isinstance(model, AdaptedSegVol) and not model.is_adapted(modality):
+        console.print(
+            f"note: the adapter is for {', '.join(model.modalities)}; {modality} is segmented by its base alone",
+            style="yellow",
+            markup=False,
+        )
 
 
 def note_path(target: Path) -> Path:

@@ -14,13 +14,16 @@ from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.models.prompts import Prompts, text_prompts
 from adaptmedseg.training.simulate import box_of
 
-Ask = Literal["text", "oracle box"]
+Ask = Literal["text", "oracle box", "none"]
 OnMask = Callable[[PreparedCase, str, np.ndarray, Record], None]
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Who is asked, and how: `method` names the model in tables, `ask` is how structures are prompted."""
+    """Who is asked, and how: `method` names the model in tables, `ask` is how structures are prompted.
+
+    "none" is for networks with one fixed output a structure: they get no prompt, whatever is asked.
+    """
 
     method: str
     dataset: str
@@ -30,7 +33,7 @@ class Asked:
 def prompts_for(segmenter: CropSegmenter, case: PreparedCase, names: list[str], ask: Ask) -> Prompts:
     """Prompts for structures of one case: by name, or by name and the truth's own box ('oracle')."""
     prompts = text_prompts([names], [case.modality])
-    if ask == "text":
+    if ask != "oracle box":
         return prompts
     boxes = [box_of(case.mask(name)) for name in names]
     corners = segmenter.to_view(torch.from_numpy(np.stack([box for box in boxes if box is not None])))

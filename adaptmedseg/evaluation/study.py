@@ -124,7 +124,8 @@ def run_study(
         segmenter = CropSegmenter(loaded.model.to(device), loaded.size, loaded.resize, device)
         for source in data:
             names = _structures(method, source.dataset, structures)
-            asked = Asked(method.name, source.dataset.name, method.ask)
+            ask: Ask = "none" if isinstance(loaded.model, ReferenceUNet) else method.ask
+            asked = Asked(method.name, source.dataset.name, ask)
             for case in source.cases:
                 records += evaluate_case(
                     segmenter, case, names, asked, lambda _c, _s, mask, record: masks.put(record, mask)

@@ -1,6 +1,7 @@
 """Any model file of this project, ready to be asked: a base, an adapter on its base, a U-Net, or a run folder."""
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -39,6 +40,15 @@ class LoadedModel:
     def gated(self) -> bool:
         """Whether images of modalities it was not adapted to take the base's path, bit for bit."""
         return isinstance(self.model, AdaptedSegVol) and self.model.config.gate_by_modality
+
+
+def ungated(loaded: LoadedModel) -> LoadedModel:
+    """The same adapted model with its gate open: the adapter works on every modality. Weights are shared."""
+    if not isinstance(loaded.model, AdaptedSegVol):
+        raise ValueError("only an adapted model has a gate")
+    model = copy.copy(loaded.model)
+    model.config = model.config.model_copy(update={"gate_by_modality": False})
+    return replace(loaded, model=model, lineage=f"{loaded.lineage}, gate off")
 
 
 def load_model(name: str, base: str | None = None) -> LoadedModel:
