@@ -260,7 +260,7 @@ def test_an_adapter_whose_base_moved_asks_for_it(place: Place, tmp_path: Path) -
 
 
 def assert_told(outcome: Outcome, *words: str) -> None:
-    """Exit code 2, and on standard error one sentence that holds these words; only notes and progress may precede it."""
+    """Exit code 2, and on standard error one sentence that holds these words; notes and progress may precede it."""
     assert outcome.code == 2, outcome
     *before, sentence = outcome.err.splitlines()
     assert sentence.startswith("error: "), outcome.err

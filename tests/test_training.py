@@ -461,3 +461,16 @@ def test_overrides_reach_inner_keys_and_are_checked(tmp_path: Path) -> None:
             load_config(path, TrainConfig, {key: 4})
     with pytest.raises(UserError, match=r"optimiser\.speed"):
         load_config(path, TrainConfig, {"optimiser.speed": 4})
+
+
+def test_a_random_curve_is_a_function_of_intensity_and_spares_masks() -> None:
+    config = AugmentConfig(
+        spatial=0, curve=1, rotate=0, scale=0, translate=0, shear=0, mirror=0, intensity=0, gamma=0, noise=0, blur=0
+    )
+    image, masks = view().image.float()[None], np.stack(list(masks_of(view()).values()))
+    out, kept = augment(build_augmentation(config, SIZE), image, masks, 3)
+    assert np.array_equal(kept, masks)
+    assert not torch.allclose(out, image)
+    levels = {}
+    for before, after in zip(image.flatten().tolist(), out.flatten().tolist(), strict=True):
+        assert levels.setdefault(before, after) == after

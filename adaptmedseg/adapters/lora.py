@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -30,7 +31,9 @@ class LoRALinear(nn.Linear):
         out = super().forward(x)
         if not self.enabled:
             return out
-        return out + self.scale * (x @ self.lora_down.mT) @ self.lora_up.mT
+        # One fused product-and-add over the wide output; the scale goes to the small factor.
+        low = F.linear(x, self.lora_down * self.scale)
+        return torch.addmm(out.flatten(0, -2), low.flatten(0, -2), self.lora_up.mT).reshape(out.shape)
 
     def merged(self) -> nn.Linear:
         """A plain linear layer that computes the same."""

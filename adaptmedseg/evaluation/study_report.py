@@ -50,6 +50,7 @@ def report_study(folder: Path, out: Path, text: ReportText) -> ReportPaths:
     records, notes = read_results(folder / RESULTS), read_notes(folder)
     names = list(dict.fromkeys(record.method for record in records))
     base, adapted = text.base or names[0], text.adapted or names[-1]
+    names.sort(key=lambda name: name == adapted)  # the judged method comes last in tables and figures
     for name in (base, adapted):
         if name not in names:
             raise UserError(f"{folder}: has no scores of '{name}'; its methods are {', '.join(names)}")

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from adaptmedseg.modules.two_way import attend
+
 HEAD_DIM = 32
 
 
@@ -28,7 +30,7 @@ class PriorAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         q = rearrange(self.to_q(x), "b n (l c) -> b l n c", l=self.num_heads)
         k, v = rearrange(self.to_kv(context), "b n (kv l c) -> kv b l n c", kv=2, l=self.num_heads)
-        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b l n c -> b n (l c)"))
+        return self.to_out(rearrange(attend(q, k, v), "b l n c -> b n (l c)"))
 
 
 class PreNormAttention(nn.Module):

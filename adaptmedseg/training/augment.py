@@ -1,16 +1,19 @@
 """Random changes of a training view, by MONAI's transforms."""
 
 import math
+from collections.abc import Hashable, Mapping
 
 import numpy as np
 import torch
 from monai.transforms import (
     Compose,
+    MapTransform,
     RandAdjustContrastd,
     RandAffined,
     RandBiasFieldd,
     RandGaussianNoised,
     RandGaussianSmoothd,
+    Randomizable,
     RandScaleIntensityd,
     RandShiftIntensityd,
 )
@@ -20,6 +23,28 @@ from torch import Tensor
 from adaptmedseg.training.config import AugmentConfig
 
 IMAGE, MASKS = "image", "masks"
+
+
+class RandomCurved(MapTransform, Randomizable):
+    """Map intensities in [0, 1] through a random piecewise-linear curve that need not rise; zero, the air, stays zero.
+
+    After the non-linear intensity changes of Models Genesis (Zhou et al. 2019): tissues keep their borders and lose
+    their contrast's sign.
+    """
+
+    def __init__(self, keys: list[str], prob: float, knots: int = 5):
+        super().__init__(keys)
+        self.prob = prob
+        self.knots = np.linspace(0, 1, knots, dtype=np.float32)
+
+    def __call__(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
+        curved = self.R.random() < self.prob
+        values = self.R.random(len(self.knots)).astype(np.float32)
+        values[0] = 0
+        out = dict(data)
+        for key in self.keys if curved else ():
+            out[key] = torch.from_numpy(np.interp(np.asarray(data[key]), self.knots, values).astype(np.float32))
+        return out
 
 
 def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Compose:
@@ -43,6 +68,8 @@ def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Com
         RandScaleIntensityd([IMAGE], prob=0.7, factors=config.intensity),
         RandShiftIntensityd([IMAGE], prob=0.7, offsets=config.intensity / 2),
     ]
+    if config.curve:
+        steps.append(RandomCurved([IMAGE], prob=config.curve))
     if config.bias_field:
         steps.append(RandBiasFieldd([IMAGE], prob=0.7, coeff_range=(-config.bias_field, config.bias_field)))
     if config.gamma:

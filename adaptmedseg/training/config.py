@@ -59,10 +59,11 @@ class AugmentConfig(Strict):
     """Random changes of a training view; ranges are symmetric. Angles in degrees, the rest as fractions.
 
     `spatial` is the probability of an affine change, `mirror` that of a left-right flip, with left and right structures
-    exchanged.
+    exchanged. `curve` is the probability of a random intensity curve, rising or not: it teaches shape before contrast.
     """
 
     spatial: Fraction = 0.9
+    curve: Fraction = 0.0
     rotate: Annotated[float, Field(ge=0, le=180)] = 15.0
     scale: Fraction = 0.2
     translate: Fraction = 0.1
