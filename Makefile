@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 DATA ?= ../shared/data
 FOLDS ?= 0 1 2 3 4
 MINUTES ?= 3
+CT_MINUTES ?= 6
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-slow lint format base real clean
@@ -53,7 +54,7 @@ real: $(VENV)/installed
 		--label 5=esophagus --label 6=larynx --label 7=mandible --test-fraction 0.3 --val-fraction 0
 	$(BIN)/adaptmedseg prepare $(DATA)/promise12/training_data.zip --out runs/real/promise12 --name promise12 \
 		--modality "T2 MRI" --label 1=prostate --folds 5
-	$(BIN)/adaptmedseg train openkbp --data runs/real/openkbp --out runs/real/ct_base
+	$(BIN)/adaptmedseg train openkbp --data runs/real/openkbp --out runs/real/ct_base budget.minutes=$(CT_MINUTES)
 	for fold in $(FOLDS); do \
 		$(BIN)/adaptmedseg train prostate --base runs/real/ct_base --data runs/real/promise12 --fold $$fold \
 			--out runs/real/adapted$$fold budget.minutes=$(MINUTES) && \
