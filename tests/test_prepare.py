@@ -16,8 +16,9 @@ from adaptmedseg.preprocessing import folder as folder_module
 from adaptmedseg.preprocessing.folder import prepare_folder
 from adaptmedseg.preprocessing.split import fold_patients, patient_of, split_patients
 
+from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.normalise import crop_slices
-from adaptmedseg.data.prepared import PreparedDataset, write_text_atomically
+from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.data.volume import read_labels
 from adaptmedseg.errors import UserError
 
@@ -415,13 +416,13 @@ def test_wrong_folders_and_damaged_manifests_are_told(source: Path, tmp_path: Pa
         ({"cases": [{"id": "a"}]}, "damaged"),
         ({"cases": [{**good["cases"][0], "id": "../a"}]}, "unsafe case id"),
     ):
-        write_text_atomically(out / "manifest.json", json.dumps({**good, **change}))
+        write_atomic(out / "manifest.json", json.dumps({**good, **change}))
         with pytest.raises(UserError, match=says):
             PreparedDataset.open(out)
-    write_text_atomically(out / "manifest.json", "{")
+    write_atomic(out / "manifest.json", "{")
     with pytest.raises(UserError, match="damaged"):
         PreparedDataset.open(out)
-    write_text_atomically(out / "manifest.json", json.dumps(good))
+    write_atomic(out / "manifest.json", json.dumps(good))
     np.save(out / "cases" / "case_0" / "image.npy", np.zeros((1, 1, 1), np.float16))
     with pytest.raises(UserError, match="where the manifest says"):
         PreparedDataset.open(out).cases()[0].image()

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from adaptmedseg.cli.common import Device, bar, console, split_names
+from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.registry import modality as find_modality
 from adaptmedseg.data.volume import SUFFIXES, volume_stem, volume_suffix
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.files import write_atomic
 from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.models.adapted import AdaptedSegVol
 

@@ -24,6 +24,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
+from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.normalise import Crop, crop_slices, normalise_volume
 from adaptmedseg.data.registry import Registry, default_registry
 from adaptmedseg.data.volume import Grid, Volume
@@ -232,7 +233,7 @@ def write_prepared(
     try:
         with _staged(out, overwrite) as partial:
             manifest = {"format": FORMAT, "version": VERSION, **write_cases(partial)}
-            write_text_atomically(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+            write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise UserError(f"{out} could not be written because the disk is full; free some space.") from error
@@ -245,16 +246,6 @@ def file_sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write `text` under a temporary name in the same folder, then rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from adaptmedseg.data.files import write_atomic
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.files import write_atomic
 
 PROMPT_ORIGINS = ("text", "task token", "oracle box", "none")
 

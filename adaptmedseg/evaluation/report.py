@@ -9,9 +9,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from adaptmedseg.data.files import write_atomic
 from adaptmedseg.evaluation import curves, overlays, style, wording
 from adaptmedseg.evaluation.figures import dice_strip_svg, series_styles
-from adaptmedseg.evaluation.files import write_atomic
 from adaptmedseg.evaluation.records import Record, results_csv
 from adaptmedseg.evaluation.tables import (
     ALL_STRUCTURES,

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.evaluate import Ask, Asked, evaluate_case
-from adaptmedseg.evaluation.files import write_atomic
 from adaptmedseg.evaluation.overlays import overlay_png, pick_cases
 from adaptmedseg.evaluation.records import Record, read_results, write_results
 from adaptmedseg.inference.loading import BASE_HASH, LoadedModel, check_unseen
