@@ -24,11 +24,12 @@ ALLOWED: dict[str, set[str]] = {
     "modules": set(),
     "adapters": {"modules", "models", "checkpoints"},
     "models": {"modules", "adapters"},
-    "checkpoints": MODEL,
+    "checkpoints": {*MODEL, "data"},
     "training": {*FILES, "data"},
     "inference": {*FILES, "data", "training"},
     "evaluation": {*FILES, "data", "training", "inference"},
-    "cli": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms"},
+    "bench": {*FILES, "data", "inference"},
+    "cli": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms", "bench"},
 }
 OWNERS = {
     "nibabel": {"data", "preprocessing", "phantoms"},
@@ -111,12 +112,16 @@ def test_nothing_names_a_device_or_swallows_errors(source: tuple[str, ast.AST]) 
             assert node.type is not None, f"{name}:{node.lineno}: except without a type"
 
 
-def test_no_pickle_is_ever_read(source: tuple[str, ast.AST]) -> None:
+def test_no_pickled_code_is_ever_run(source: tuple[str, ast.AST]) -> None:
+    """Published checkpoints are pickles; one module reads them, and tensors alone."""
     name, tree = source
-    assert not {t for t in imports(name, tree) if t.split(".")[0] in {"pickle", "joblib", "dill"}}
-    calls = [n.func for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)]
-    loads = [f for f in calls if f.attr == "load" and isinstance(f.value, ast.Name) and f.value.id == "torch"]
-    assert not loads, f"{name} calls torch.load"
+    pickling = {t for t in imports(name, tree) if t.split(".")[0] in {"pickle", "joblib", "dill"}}
+    assert pickling <= {"pickle.UnpicklingError"}, f"{name} imports {sorted(pickling)}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            assert name == "adaptmedseg.checkpoints.foreign", f"{name} calls torch.load"
+            options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            assert options["weights_only"] == "True"
 
 
 def test_the_whole_package_was_looked_at() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from adaptmedseg.adapters.file import ADAPTER_FORMAT, load_adapter, read_card, save_adapter
+from adaptmedseg.checkpoints import store
 from adaptmedseg.checkpoints.store import BASE_FORMAT, load_base, save_base, weights_hash, write_tensors
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
@@ -222,13 +225,13 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_half_written(
 ) -> None:
     before = base_file.read_bytes()
 
-    def half_written(path: Path, data: bytes) -> int:
-        with path.open("wb") as file:
-            file.write(data[: len(data) // 2])
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def half_written(raised: Exception, tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
+        path.write_bytes(b"half a file")
+        raise raised
 
-    monkeypatch.setattr(Path, "write_bytes", half_written)
-    for target in (base_file, base_file.with_name("new.safetensors")):
+    full = (OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error: No space left on device"))
+    for raised, target in zip(full, (base_file, base_file.with_name("new.safetensors")), strict=True):
+        monkeypatch.setattr(store, "save_file", partial(half_written, raised))
         with pytest.raises(UserError, match=r"No space left on device.*free some space") as error:
             save_base(target, tiny_base, {})
         assert str(target) in str(error.value)

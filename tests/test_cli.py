@@ -586,7 +586,7 @@ def test_a_mask_does_not_stay_without_its_note(place: Place, tmp_path: Path, mon
     def full(path: Path, content: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.setattr("adaptmedseg.cli.predict.write_atomic", full)
+    monkeypatch.setattr("adaptmedseg.inference.cases.write_atomic", full)
     outcome = predict(place, place / "source" / "images" / "case_0.nii.gz", tmp_path / "masks")
     assert_told(outcome, "case_0.json", "free some space")
     assert not list((tmp_path / "masks").iterdir())

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adaptmedseg.evaluation.bootstrap import bootstrap_interval
-from adaptmedseg.evaluation.metrics import dice, volume_ml
+from adaptmedseg.evaluation.metrics import dice
 
 
 def mask(*voxels: tuple[int, int, int]) -> np.ndarray:
@@ -41,14 +41,6 @@ def test_dice_refuses_what_it_would_misread() -> None:
         dice(2 * mask((0, 0, 0)), mask())
     with pytest.raises(ValueError, match="negative"):
         dice(mask(), mask(), lost_truth_voxels=-1)
-
-
-def test_volume_by_hand_on_anisotropic_voxels() -> None:
-    # 3 voxels of 5 × 0.5 × 0.4 mm = 1 mm³ each
-    assert volume_ml(mask((0, 0, 0), (0, 0, 1), (1, 2, 3)), (5.0, 0.5, 0.4)) == pytest.approx(0.003)
-    assert volume_ml(mask(), (5.0, 0.5, 0.4)) == 0.0
-    with pytest.raises(ValueError, match="positive"):
-        volume_ml(mask(), (5.0, 0.0, 0.4))
 
 
 def test_interval_needs_three_patients() -> None:

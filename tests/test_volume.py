@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
-from itertools import permutations, product
+from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import SimpleITK
+from geometry_cases import ORIENTATIONS, Orientation, affine_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from scipy.spatial.transform import Rotation
 
 from adaptmedseg.data import volume
 from adaptmedseg.data.volume import Grid, read_grid, read_image, read_labels, to_grid, write_mask
 from adaptmedseg.errors import UserError
 
-ORIENTATIONS = list(product(permutations(range(3)), product((-1, 1), repeat=3)))  # all 48
 SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -32,30 +31,15 @@ def ramp(*shape: int) -> np.ndarray:
     return np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
 
 
-def affine_of(
-    permutation: tuple[int, ...], signs: tuple[int, ...], sizes: np.ndarray, degrees: np.ndarray
-) -> np.ndarray:
-    """Voxel to RAS: permuted, flipped and anisotropic axes, turned by small Euler angles."""
-    matrix = np.zeros((3, 3))
-    for axis, (target, sign) in enumerate(zip(permutation, signs, strict=True)):
-        matrix[target, axis] = sign * sizes[axis]
-    affine = np.eye(4)
-    affine[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() @ matrix
-    affine[:3, 3] = [-90.5, 40.25, 13.0]
-    return affine
-
-
 def world_of_first(affine: np.ndarray, array: np.ndarray, value: float) -> np.ndarray:
     index = np.argwhere(array == value)[0]
     return nib.affines.apply_affine(affine, index)
 
 
-@pytest.mark.parametrize(("permutation", "signs"), ORIENTATIONS)
-def test_canonical_array_is_indexed_by_superior_anterior_right(
-    tmp_path: Path, permutation: tuple[int, ...], signs: tuple[int, ...]
-) -> None:
+@pytest.mark.parametrize("orientation", ORIENTATIONS, ids=str)
+def test_canonical_array_is_indexed_by_superior_anterior_right(tmp_path: Path, orientation: Orientation) -> None:
     array = ramp(3, 4, 5)
-    affine = affine_of(permutation, signs, np.array([0.7, 2.0, 4.0]), np.zeros(3))
+    affine = affine_of(orientation, (0.7, 2.0, 4.0), (0.0, 0.0, 0.0))
     image = read_image(save(tmp_path / "a.nii", array, affine))
     step = np.array(image.spacing)
     origin = world_of_first(affine, array, image.data[0, 0, 0])
@@ -76,15 +60,15 @@ def test_canonical_array_is_indexed_by_superior_anterior_right(
 )
 def test_masks_come_back_on_the_grid_of_their_image(
     tmp_path: Path,
-    orientation: tuple[tuple[int, ...], tuple[int, ...]],
-    sizes: tuple[float, ...],
-    degrees: tuple[float, ...],
+    orientation: Orientation,
+    sizes: tuple[float, float, float],
+    degrees: tuple[float, float, float],
     shape: tuple[int, int, int],
     suffix: str,
     seed: int,
 ) -> None:
     rng = np.random.default_rng(seed)
-    affine = affine_of(*orientation, np.array(sizes), np.array(degrees))
+    affine = affine_of(orientation, sizes, degrees)
     array = rng.normal(size=shape).astype(np.float32)
     array.flat[0] = 10 + array.size  # a constant volume is refused, so a single voxel gets a partner
     if array.size == 1:
@@ -101,7 +85,7 @@ def test_masks_come_back_on_the_grid_of_their_image(
 
 
 def test_nifti_masks_keep_the_affine_in_sform_and_qform(tmp_path: Path) -> None:
-    affine = affine_of((1, 0, 2), (-1, 1, -1), np.array([0.6, 0.6, 4.0]), np.array([10.0, -5.0, 20.0]))
+    affine = affine_of(((1, 0, 2), (-1, 1, -1)), (0.6, 0.6, 4.0), (10.0, -5.0, 20.0))
     image = read_image(save(tmp_path / "image.nii.gz", ramp(4, 5, 6), affine))
     write_mask(tmp_path / "mask.nii.gz", np.ones(image.data.shape, bool), image.grid)
     header = nib.load(tmp_path / "mask.nii.gz").header
@@ -113,7 +97,7 @@ def test_nifti_masks_keep_the_affine_in_sform_and_qform(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".mhd", ".mha", ".nrrd"])
 def test_itk_files_share_the_frame_of_nifti(tmp_path: Path, suffix: str) -> None:
-    affine = affine_of((0, 2, 1), (1, -1, 1), np.array([0.6, 3.0, 0.7]), np.array([8.0, 3.0, -12.0]))
+    affine = affine_of(((0, 2, 1), (1, -1, 1)), (0.6, 3.0, 0.7), (8.0, 3.0, -12.0))
     save(tmp_path / "a.nii", ramp(3, 4, 5), affine)
     SimpleITK.WriteImage(SimpleITK.ReadImage(str(tmp_path / "a.nii")), str(tmp_path / f"b{suffix}"))
     first, second = read_image(tmp_path / "a.nii"), read_image(tmp_path / f"b{suffix}")

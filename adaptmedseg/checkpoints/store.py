@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
@@ -10,32 +11,34 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save_file
 from torch import Tensor
 
+from adaptmedseg.checkpoints.download import file_hash as file_hash
+from adaptmedseg.checkpoints.known import KNOWN
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, SegVolConfig
 
 BASE_FORMAT = "adaptmedseg-base-1"
+WEIGHTS_HASH = "weights_sha256"
 FRESH = {"fresh:small": SMALL, "fresh:released": RELEASED}
 SHIPPED = {"small": "small_ct_base.safetensors"}
 MODEL_FILE = "model.safetensors"
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically: it appears whole or not at all."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically: it appears whole or not at all. Tensors are not copied on the way."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     temporary = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(serialise(contiguous, metadata))
+        save_file(contiguous, temporary, metadata)
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         with suppress(OSError):
             temporary.unlink()
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}); free some space or choose another folder"
-        ) from None
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another folder") from None
 
 
 def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -55,40 +58,52 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], d
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from None
 
 
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def weights_hash(model: SegVol) -> str:
     """SHA-256 over names and float32 values of the base's weights, adapters left out: what adapters are bound to."""
+    return tensors_hash({name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name})
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, in their order, and float32 values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if "lora_" in name:
-            continue
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+        values = tensor.detach().cpu().float().contiguous().numpy()
+        digest.update(values.reshape(-1).data)
     return digest.hexdigest()
 
 
 def save_base(path: Path, model: SegVol, card: dict[str, object], dtype: torch.dtype = torch.float32) -> None:
     """Write a base model with its card (name, training data, licence, ...)."""
-    tensors = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    metadata = {"format": BASE_FORMAT, "config": model.config.model_dump_json(), "card": json.dumps(card)}
+    write_base(path, {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}, model.config, card)
+
+
+def write_base(
+    path: Path, tensors: Mapping[str, Tensor], config: SegVolConfig, card: Mapping[str, object]
+) -> dict[str, str]:
+    """Write a base file from its tensors; returns its metadata, the hash of its weights among them."""
+    metadata = {
+        "format": BASE_FORMAT,
+        "config": config.model_dump_json(),
+        "card": json.dumps(card),
+        WEIGHTS_HASH: tensors_hash(tensors),
+    }
     write_tensors(path, tensors, metadata)
+    return metadata
 
 
 def model_path(name: str) -> Path:
     """The file behind a known name, a run folder or a path."""
     if name in SHIPPED:
         return Path(str(resources.files("adaptmedseg.assets"))) / SHIPPED[name]
+    if name in KNOWN:
+        return KNOWN[name].converted
     inside = Path(name) / MODEL_FILE
     return inside if inside.is_file() else Path(name)
 
 
 def load_base(name: str, seed: int = 0) -> tuple[SegVol, dict[str, object]]:
-    """A base model in float32 and its card, by known name ("small"), file, run folder, or as "fresh:small".
+    """A base model in float32 and its card, by known name ("small", "segvol"), file, run folder, or as "fresh:small".
 
     Raises UserError for a missing, damaged or foreign file.
     """
@@ -96,8 +111,10 @@ def load_base(name: str, seed: int = 0) -> tuple[SegVol, dict[str, object]]:
         torch.manual_seed(seed)
         return SegVol(FRESH[name]), {"name": name, "trained_on": "nothing: fresh weights", "seed": seed}
     path = model_path(name)
+    if name in KNOWN and not path.exists():
+        raise UserError(KNOWN[name].absent())
     if not path.suffix and not path.exists():
-        known = ", ".join([*SHIPPED, *FRESH])
+        known = ", ".join([*SHIPPED, *KNOWN, *FRESH])
         raise UserError(f"base '{name}': neither a known name ({known}) nor a file; give one of them")
     tensors, metadata = read_tensors(path, BASE_FORMAT)
     try:

@@ -9,6 +9,7 @@ import torch
 import typer
 
 from adaptmedseg import __version__
+from adaptmedseg.device import keep_freed_memory
 from adaptmedseg.errors import UserError
 
 # What the user can do about an error of the file system.
@@ -49,7 +50,7 @@ def _main(
 
 
 def _register() -> None:
-    from adaptmedseg.cli import demo, evaluate, predict, prepare, train
+    from adaptmedseg.cli import bench, demo, evaluate, predict, prepare, train, weights
 
     commands: list[Callable[..., None]] = [
         demo.demo,
@@ -62,12 +63,15 @@ def _register() -> None:
     ]
     for command in commands:
         app.command()(command)
+    app.add_typer(weights.app, name="weights")
+    app.add_typer(bench.app, name="bench")
 
 
 def run() -> None:
     """Entry point. Exit code 0 is success, 1 some cases failed, 2 bad input (one sentence on standard error)."""
     if not app.registered_commands:
         _register()
+    keep_freed_memory()
     try:
         app()
     except UserError as error:

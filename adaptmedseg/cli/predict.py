@@ -1,138 +1,180 @@
 """`adaptmedseg predict`: masks for a file or a folder, on the scanner's grid."""
 
-import json
-import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from adaptmedseg.cli.common import Device, bar, console, split_names
-from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.registry import modality as find_modality
-from adaptmedseg.data.volume import SUFFIXES, volume_stem, volume_suffix
+from adaptmedseg.data.volume import volume_stem
 from adaptmedseg.errors import UserError
+from adaptmedseg.inference.asking import automatic_prompts, check_prompts
+from adaptmedseg.inference.case_note import Outcome
+from adaptmedseg.inference.cases import CaseRunner, Products
+from adaptmedseg.inference.naming import Case, find_cases
 from adaptmedseg.inference.predictor import Predictor
+from adaptmedseg.inference.prompt_file import PromptSet, read_prompts
+from adaptmedseg.inference.prompt_options import BOX_FORM, POINT_FORM, prompts_from_options
 from adaptmedseg.models.adapted import AdaptedSegVol
 
 
+@dataclass(frozen=True)
+class Question:
+    """What the user asks, as the options have it."""
+
+    structures: str | None
+    prompts: Path | None
+    points: list[str]
+    boxes: list[str]
+    space: str
+
+    def check(self, cases: list[Case]) -> None:
+        """UserError where options exclude each other or coordinates would be meant for several images."""
+        beside = [
+            name
+            for name, given in (("--structures", self.structures), ("--point", self.points), ("--box", self.boxes))
+            if given
+        ]
+        if self.prompts is not None and beside:
+            raise UserError(f"--prompts {self.prompts}: names all that is asked; leave out {' and '.join(beside)}")
+        if len(cases) > 1 and (self.points or self.boxes):
+            raise UserError(
+                f"--point and --box belong to one image, and there are {len(cases)}; give --prompts FOLDER with one "
+                "NAME.json an image"
+            )
+
+    def common(self, predictor: Predictor, cases: list[Case]) -> PromptSet | None:
+        """What is asked of every image; None for the automatic mode, and where each image has a file of its own."""
+        if self.prompts is not None:
+            if self.prompts.is_dir():
+                return None
+            prompts = read_prompts(self.prompts, predictor.name)
+            if prompts.located and len(cases) > 1:
+                raise UserError(
+                    f"{self.prompts}: its points and boxes belong to one image, and there are {len(cases)}; give "
+                    "--prompts FOLDER with one NAME.json an image"
+                )
+            return prompts
+        names = [] if self.structures is None else predictor.names(split_names(self.structures) or [])
+        if not names and not self.points and not self.boxes:
+            return None
+        return prompts_from_options(names, self.points, self.boxes, self.space, predictor.name)
+
+    def own(self, predictor: Predictor, case: Case) -> PromptSet | None:
+        """The prompts of one image from a folder of files."""
+        if self.prompts is None or not self.prompts.is_dir():
+            return None
+        known = [self.prompts / f"{name}.json" for name in (case.name, Path(case.name).name, volume_stem(case.image))]
+        path = next((path for path in known if path.exists()), None)
+        if path is None:
+            raise UserError(f"{known[0]}: is missing; each image needs its file of prompts in this folder")
+        return read_prompts(path, predictor.name)
+
+
 def predict(
-    image: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    image: Annotated[Path, typer.Argument(help="An image, a DICOM folder, or a folder of images (nnU-Net, BIDS).")],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
     modality: Annotated[str, typer.Option(help="'CT', 'T2 MRI', ...")],
-    structures: Annotated[str, typer.Option(help="Names separated by commas; labels 1, 2, ... in this order.")],
+    structures: Annotated[
+        str | None, typer.Option(help="Names separated by commas; labels 1, 2, ... in this order.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="JSON file of prompts (docs/prompts.md), or a folder with one an image.")
+    ] = None,
+    point: Annotated[list[str] | None, typer.Option(help=f"{POINT_FORM}; may be repeated.")] = None,
+    box: Annotated[list[str] | None, typer.Option(help=f"{BOX_FORM}, opposite corners; may be repeated.")] = None,
+    space: Annotated[
+        str, typer.Option(help="What --point and --box count in: world (RAS mm) or voxel (the file's indices).")
+    ] = "world",
     model: Annotated[str, typer.Option(help="Known name, file or run folder.")] = "small",
     base: Annotated[str | None, typer.Option(help="Base of an adapter, where its file has moved.")] = None,
-    channel: Annotated[int | None, typer.Option(help="Channel of 4D images, from 0.", min=0)] = None,
+    channel: Annotated[int | None, typer.Option(help="Channel of 4D images or of nnU-Net's, from 0.", min=0)] = None,
+    series: Annotated[str | None, typer.Option(help="DICOM series: number, UID or description.")] = None,
+    zoom: Annotated[
+        bool | None,
+        typer.Option("--zoom/--no-zoom", help="Look again at full resolution; by default as the model was made for."),
+    ] = None,
+    each: Annotated[bool, typer.Option("--each", help="One mask a structure too, overlaps kept.")] = False,
+    probabilities: Annotated[bool, typer.Option("--probabilities", help="One map a structure too, float32.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace masks that exist.")] = False,
     device: Device = "auto",
 ) -> None:
-    """Segment images by the names of structures; no label is read.
+    """Segment images by the names of structures, points or boxes; no label is read.
 
-    Each image gives one label map of its own name on its own grid, and a JSON beside it. Where structures overlap, the
-    one named later wins. A bad image does not stop the rest; the exit code is 1 where one failed.
+    Without --structures, --prompts, --point and --box, an adapter segments all it has task tokens for. Each image gives
+    one label map of its own name on its own grid, and a JSON beside it. Where structures overlap, the one named later
+    wins. A bad image does not stop the rest; the exit code is 1 where one failed, 2 where nothing could be done.
 
     \b
     Examples:
       adaptmedseg predict scan.nii.gz --out masks --modality "T2 MRI" --structures prostate --model runs/my_mri
       adaptmedseg predict scans --out masks --modality CT --structures "liver,spleen,left kidney"
+      adaptmedseg predict scan.nii.gz --out masks --modality CT --point "liver:-40,12,130" --point "-liver:10,5,120"
+      adaptmedseg predict dicom_folder --out masks --modality CT --prompts prompts.json --probabilities
     """
-    images = find_images(image)
-    targets = {path: out / f"{volume_stem(path)}.nii.gz" for path in images}
-    for path, target in targets.items():
-        check_target(path, target, overwrite)
-    modality = find_modality(modality).name
+    kind = find_modality(modality)
+    found = find_cases(image, kind, channel, series)
+    products = Products(out, each, probabilities, overwrite)
+    for case in found.cases:
+        products.check(case)
+    question = Question(structures, prompts, point or [], box or [], space)
+    question.check(found.cases)
+    for note in found.notes:
+        _tell(note)
     predictor = Predictor.load(model, base, device)
-    names = predictor.names(split_names(structures) or [])
-    _tell_of_gate(predictor, modality)
-    failed = 0
+    asked = question.common(predictor, found.cases)
+    if asked is None and prompts is None:
+        asked = automatic_prompts(predictor.loaded, kind.name)
+        _tell(f"automatic mode: {', '.join(asked.structures)}")
+    if asked is not None:
+        check_prompts(predictor.loaded, kind.name, asked)
+    _tell_of_gate(predictor, kind.name)
+    runner = CaseRunner(predictor, kind.name, products, zoom=zoom, tell=_tell)
+    _run(runner, question, asked, found.cases)
+
+
+def _run(runner: CaseRunner, question: Question, asked: PromptSet | None, cases: list[Case]) -> None:
+    """All cases, the failed ones told at the end with their reasons."""
+    done: dict[str, Outcome] = {}
+    failed: dict[str, str] = {}
     with bar("predicting") as progress:
-        for done, (path, target) in enumerate(targets.items(), 1):
+        for count, case in enumerate(cases, 1):
             try:
-                _predict_one(predictor, path, target, modality, names, channel)
-                print(target)
+                done[case.name] = runner.run(case, asked or question.own(runner.predictor, case))
+                print(case.mask_path(runner.products.out), flush=True)
             except UserError as error:
-                if len(images) == 1:
+                if len(cases) == 1:
                     raise
-                failed += 1
-                console.print(f"left out: {error}", style="red", markup=False)
-            progress(done, len(images))
+                failed[case.name] = str(error)
+                console.print(f"left out: {error}", style="red", markup=False, soft_wrap=True)
+            progress(count, len(cases))
+    if len(cases) > 1:
+        console.print(_summary(done, failed))
+        console.print(f"{len(done)} of {len(cases)} images segmented, {len(failed)} left out")
     if failed:
-        console.print(f"{len(images) - failed} of {len(images)} images segmented, {failed} left out")
-        raise typer.Exit(1)
+        raise typer.Exit(1 if done else 2)
+
+
+def _summary(done: dict[str, Outcome], failed: dict[str, str]) -> Table:
+    table = Table("case", "result", "seconds", box=None, pad_edge=False)
+    for name, note in done.items():
+        volumes = ", ".join(f"{structure} {ml:g} ml" for structure, ml in note["volume_ml"].items())
+        table.add_row(Text(name), Text(volumes), f"{sum(note['seconds'].values()):.1f}")
+    for name, reason in failed.items():
+        table.add_row(Text(name), Text(f"failed: {reason}"), "")
+    return table
+
+
+def _tell(sentence: str) -> None:
+    console.print(f"note: {sentence}", style="yellow", markup=False, soft_wrap=True)
 
 
 def _tell_of_gate(predictor: Predictor, modality: str) -> None:
     """Say when the adapter will not be used: with the gate on, other modalities than its own take the base's path."""
     model = predictor.loaded.model
     if isinstance(model, AdaptedSegVol) and not model.is_adapted(modality):
-        console.print(
-            f"note: the adapter is for {', '.join(model.modalities)}; {modality} is segmented by its base alone",
-            style="yellow",
-            markup=False,
-        )
-
-
-def note_path(target: Path) -> Path:
-    """The JSON beside a mask."""
-    return target.with_name(f"{volume_stem(target)}.json")
-
-
-def check_target(image: Path, target: Path, overwrite: bool) -> None:
-    """UserError where a mask would replace its own image, or, without `overwrite`, any file."""
-    if target.resolve() == image.resolve():
-        raise UserError(f"{target}: is the image itself, which the mask would replace; choose another --out")
-    for path in (target, note_path(target)):
-        if path.exists() and not overwrite:
-            raise UserError(f"{path}: exists already; choose another --out or pass --overwrite")
-
-
-def find_images(path: Path) -> list[Path]:
-    """The image itself, or all readable volumes of a folder. UserError where there is none."""
-    if not path.exists():
-        raise UserError(f"{path}: does not exist; check the path")
-    if not path.is_dir():
-        return [path]
-    found = sorted(p for p in path.iterdir() if p.is_file() and volume_suffix(p) and not p.name.startswith("."))
-    if not found:
-        raise UserError(f"{path}: holds no image; expected files ending in {', '.join(SUFFIXES)}")
-    stems = [volume_stem(p) for p in found]
-    twice = {stem for stem in stems if stems.count(stem) > 1}
-    if twice:
-        raise UserError(f"{path}: two images are called '{min(twice)}', so their masks would be one file; rename one")
-    return found
-
-
-def _predict_one(
-    predictor: Predictor, path: Path, target: Path, modality: str, names: list[str], channel: int | None
-) -> None:
-    started = time.perf_counter()
-    predictor.set_image(path, modality, channel)
-    encoded = time.perf_counter()
-    prediction = predictor.predict(names)
-    decoded = time.perf_counter()
-    prediction.save(target)
-    empty = [name for name, mask in prediction.masks.items() if not mask.any()]
-    if empty:
-        console.print(f"{path}: no voxel found of {', '.join(empty)}", style="yellow", markup=False)
-    voxel_ml = float(prediction.volume.spacing[0] * prediction.volume.spacing[1] * prediction.volume.spacing[2]) / 1000
-    note = {
-        "image": path.name,
-        "modality": modality,
-        "labels": prediction.label_names(),
-        "overlap": "the structure with the higher label wins",
-        "prompts": dict.fromkeys(names, "text"),
-        "volume_ml": {name: round(float(mask.sum()) * voxel_ml, 3) for name, mask in prediction.masks.items()},
-        "model": predictor.loaded.lineage,
-        "hashes": predictor.loaded.hashes,
-        "seconds": {
-            "read and encode": round(encoded - started, 3),
-            "decode": round(decoded - encoded, 3),
-            "write": round(time.perf_counter() - decoded, 3),
-        },
-    }
-    try:
-        write_atomic(note_path(target), json.dumps(note, indent=1))
-    except OSError as error:
-        target.unlink()  # a mask never stands without the note that says what its labels mean
-        raise UserError(f"{note_path(target)}: {error.strerror}; free some space or choose another --out") from None
+        _tell(f"the adapter is for {', '.join(model.modalities)}; {modality} is segmented by its base alone")

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
@@ -20,7 +19,6 @@ from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
 from adaptmedseg.data.normalise import Crop, crop_slices, normalise_volume
 from adaptmedseg.data.prepared import file_sha256
 from adaptmedseg.data.registry import Family, Registry, default_registry
-from adaptmedseg.data.volume import NIFTI_SUFFIXES
 from adaptmedseg.errors import UserError
 
 _AXES = ("lower or upper", "front or back", "left or right")  # d, h, w of a canonical volume
@@ -118,10 +116,10 @@ def check_case(
     except UserError as error:
         return CaseCheck(pair.id, errors=(str(error),))
     masks = _masks(case, scheme, absent)
-    voxel_ml = float(np.prod(case.image.spacing)) / 1000
+    voxel_ml = case.image.grid.voxel_ml
     low, high = float(case.image.data.min()), float(case.image.data.max())
     warnings = [
-        *_header_warnings(pair, case),
+        *_header_warnings(case),
         *_intensity_warnings(low, high, family),
         *_clipped(masks),
         *_outside_crop(crop, masks),
@@ -175,16 +173,12 @@ def _masks(case: LabelledVolume, scheme: LabelScheme | None, absent: Absent) -> 
     return {name: mask for name, mask in masks.items() if mask.any() or absent == "empty"}
 
 
-def _header_warnings(pair: Pair, case: LabelledVolume) -> list[str]:
+def _header_warnings(case: LabelledVolume) -> list[str]:
     warnings = []
     spacing = [round(size, 3) for size in case.image.spacing]
     if min(spacing) < _PLAUSIBLE_MM[0] or max(spacing) > _PLAUSIBLE_MM[1]:
         warnings.append(f"spacing {spacing} mm is implausible; check the header's units")
-    if pair.image.name.lower().endswith(NIFTI_SUFFIXES):
-        header = nib.load(pair.image).header
-        if not int(header["sform_code"]) and not int(header["qform_code"]):
-            warnings.append("the header states no orientation, so that left and right are a guess")
-    return warnings
+    return [*warnings, *case.image.notes]
 
 
 def _intensity_warnings(low: float, high: float, family: Family | None) -> list[str]:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from adaptmedseg.data.prepared import PreparedCase
-from adaptmedseg.evaluation.metrics import dice, volume_ml
+from adaptmedseg.evaluation.metrics import dice
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.inference.segmenter import CropSegmenter
-from adaptmedseg.models.prompts import Prompts, text_prompts
+from adaptmedseg.models.prompts import StructurePrompt
 from adaptmedseg.training.simulate import box_of
 
 Ask = Literal["text", "oracle box", "none"]
@@ -22,22 +22,22 @@ OnMask = Callable[[PreparedCase, str, np.ndarray, Record], None]
 class Asked:
     """Who is asked, and how: `method` names the model in tables, `ask` is how structures are prompted.
 
-    "none" is for networks with one fixed output a structure: they get no prompt, whatever is asked.
+    "none" is for networks with one fixed output a structure: they get no prompt, whatever is asked. `zoom` takes a
+    second look by windows at full resolution.
     """
 
     method: str
     dataset: str
     ask: Ask = "text"
+    zoom: bool = False
 
 
-def prompts_for(segmenter: CropSegmenter, case: PreparedCase, names: list[str], ask: Ask) -> Prompts:
+def prompts_for(case: PreparedCase, names: list[str], ask: Ask) -> list[StructurePrompt]:
     """Prompts for structures of one case: by name, or by name and the truth's own box ('oracle')."""
-    prompts = text_prompts([names], [case.modality])
     if ask != "oracle box":
-        return prompts
-    boxes = [box_of(case.mask(name)) for name in names]
-    corners = segmenter.to_view(torch.from_numpy(np.stack([box for box in boxes if box is not None])))
-    return Prompts(prompts.image_index, names, [case.modality], True, boxes=corners.float())
+        return [StructurePrompt(name) for name in names]
+    boxes = {name: box_of(case.mask(name)) for name in names}
+    return [StructurePrompt(name, box=torch.from_numpy(box)) for name, box in boxes.items() if box is not None]
 
 
 def evaluate_case(
@@ -53,11 +53,11 @@ def evaluate_case(
     if not names:
         return []
     segmenter.set_crop(case.image(), case.modality)
-    prompts = prompts_for(segmenter, case, names, asked.ask)
+    prompts = prompts_for(case, names, asked.ask)
     records = []
-    voxel_ml = float(np.prod(case.spacing)) / 1000
-    for name, probability in zip(names, segmenter.probabilities(prompts), strict=True):
-        mask = probability > 0.5
+    voxel_ml = case.grid.voxel_ml
+    for name, result in zip(names, segmenter.segment(prompts, zoom=asked.zoom), strict=True):
+        mask = result.logits > 0
         lost = case.voxels[name] - case.voxels_in_crop[name]
         record = Record(
             method=asked.method,
@@ -68,7 +68,7 @@ def evaluate_case(
             structure=name,
             prompt_origin=asked.ask,
             dice=dice(mask, case.mask(name), lost),
-            volume_ml=volume_ml(mask, case.spacing),
+            volume_ml=float(mask.sum()) * voxel_ml,
             truth_volume_ml=case.voxels[name] * voxel_ml,
             split=case.split if case.fold is None else "test",
             fold=case.fold,

@@ -33,10 +33,3 @@ def dice(prediction: Mask, truth: Mask, lost_truth_voxels: int = 0) -> float | N
     if total == 0:
         return None
     return 2 * int(np.count_nonzero(predicted & true)) / total
-
-
-def volume_ml(mask: Mask, spacing: tuple[float, float, float]) -> float:
-    """Volume of a `(d, h, w)` mask in millilitres; `spacing` in mm, in the same order."""
-    if min(spacing) <= 0:
-        raise ValueError(f"spacing: every side of a voxel must be positive, got {spacing}")
-    return float(np.count_nonzero(_binary(mask, "mask")) * np.prod(np.asarray(spacing, dtype=np.float64)) / 1000)

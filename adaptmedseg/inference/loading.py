@@ -25,7 +25,8 @@ class LoadedModel:
     """A model with what inference and reports need to know of it.
 
     `structures` are those it was trained to segment; `seen` the SHA-256 of every image that any of its training saw;
-    `hashes` what identifies it; `lineage` says in words how it came about.
+    `hashes` what identifies it; `lineage` says in words how it came about; `zoom_in`, whether it is meant to look
+    again by windows at full resolution.
     """
 
     model: AnyModel
@@ -35,6 +36,7 @@ class LoadedModel:
     seen: frozenset[str]
     hashes: dict[str, str]
     lineage: str
+    zoom_in: bool = False
 
     @property
     def gated(self) -> bool:
@@ -68,7 +70,10 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
     model, card = load_base(name)
     structures, seen, lineage = _history(card)
     hashes = {BASE_HASH: weights_hash(model)}
-    return LoadedModel(model.eval(), model.config.spatial_size, model.config.resize, structures, seen, hashes, lineage)
+    config = model.config
+    return LoadedModel(
+        model.eval(), config.spatial_size, config.resize, structures, seen, hashes, lineage, config.zoom_in
+    )
 
 
 def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:
@@ -85,7 +90,8 @@ def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:
     hashes = {BASE_HASH: card.base_hash, "adapter file": file_hash(path)}
     every = sorted({*structures, *model.tasks})
     text = f"adapter {card.training.get('config')} on {lineage}"
-    return LoadedModel(model.eval(), base.config.spatial_size, base.config.resize, every, seen, hashes, text)
+    config = base.config
+    return LoadedModel(model.eval(), config.spatial_size, config.resize, every, seen, hashes, text, config.zoom_in)
 
 
 def _format(path: Path) -> str | None:

@@ -1,44 +1,32 @@
 """The Python interface for prediction: set an image once, ask for structures as often as one likes."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
-from adaptmedseg.data.normalise import crop_slices, normalise_volume
+from adaptmedseg.data.normalise import Crop, crop_slices, normalise_volume
 from adaptmedseg.data.registry import modality as find_modality
 from adaptmedseg.data.registry import normalise_name, structure
-from adaptmedseg.data.volume import Volume, read_image, write_mask
+from adaptmedseg.data.volume import Volume, read_image
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
+from adaptmedseg.inference.asking import automatic_prompts, check_prompts, prompt_origin
 from adaptmedseg.inference.loading import LoadedModel, load_model
-from adaptmedseg.inference.segmenter import CropSegmenter
-from adaptmedseg.models.prompts import Prompts
+from adaptmedseg.inference.precision import hold_products_in_bf16, holds_bf16
+from adaptmedseg.inference.prediction import Answer, Prediction
+from adaptmedseg.inference.prompt_file import PromptSet, parse_prompts, text_prompt_set
+from adaptmedseg.inference.prompt_space import to_structure_prompts
+from adaptmedseg.inference.segmenter import DEFAULTS, CropSegmenter, Progress
+from adaptmedseg.inference.settings import InferenceSettings
+from adaptmedseg.models.prompts import StructurePrompt
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """Masks of one image: `masks` maps names to boolean arrays (d, h, w) on the canonical grid of `volume`."""
-
-    volume: Volume
-    masks: dict[str, np.ndarray]
-
-    def label_map(self) -> np.ndarray:
-        """One integer map (d, h, w): structure i of the request has label i + 1; where two overlap, the later wins."""
-        labels = np.zeros(self.volume.data.shape, np.uint8 if len(self.masks) < 256 else np.uint16)
-        for value, mask in enumerate(self.masks.values(), 1):
-            labels[mask] = value
-        return labels
-
-    def label_names(self) -> dict[int, str]:
-        """Label value to structure name of `label_map`."""
-        return dict(enumerate(self.masks, 1))
-
-    def save(self, path: Path) -> None:
-        """Write the label map on the scanner's grid of the input; re-read and checked before it gets its name."""
-        write_mask(path, self.label_map(), self.volume.grid)
+__all__ = ["Answer", "Prediction", "Predictor"]
 
 
 class Predictor:
@@ -47,86 +35,165 @@ class Predictor:
     >>> predictor = Predictor.load("runs/mri_adapter")
     >>> predictor.set_image("scan.nii.gz", modality="T2 MRI")
     >>> predictor.predict(["prostate"]).save(Path("prostate.nii.gz"))
+
+    Points and boxes are given as in `docs/prompts.md`:
+
+    >>> prompts = predictor.parse({"version": 1, "space": "world_mm", "prompts": [
+    ...     {"structure": "prostate", "points": [{"position": [4.0, -12.5, 30.0], "label": "positive"}]}]})
+    >>> predictor.predict(prompts=prompts).masks["prostate"]
     """
 
-    def __init__(self, loaded: LoadedModel, device: torch.device, bf16: bool = True):
+    def __init__(self, loaded: LoadedModel, device: torch.device, settings: InferenceSettings = DEFAULTS):
         self.loaded = loaded
-        self.segmenter = CropSegmenter(loaded.model.to(device), loaded.size, loaded.resize, device, bf16)
+        self.timings: dict[str, float] = {}
         self._volume: Volume | None = None
-        self._crop: tuple[slice, ...] = ()
+        self._crop: Crop = ((0, 0), (0, 0), (0, 0))
         self._modality = ""
+        self.use(device, settings)
 
     @classmethod
-    def load(cls, model: str, base: str | None = None, device: str = "auto") -> "Predictor":
-        """From a run folder, an adapter file, a base file or a known name; `base` overrides what an adapter names."""
-        return cls(load_model(model, base), pick_device(device))
+    def load(
+        cls,
+        model: str,
+        base: str | None = None,
+        device: str = "auto",
+        settings: InferenceSettings = DEFAULTS,
+    ) -> Predictor:
+        """From a run folder, an adapter file, a base file or a known name; `base` overrides what an adapter names.
 
-    def set_image(self, image: str | Path | Volume, modality: str, channel: int | None = None) -> None:
-        """Read, normalise and encode an image. UserError for unreadable files and unknown modalities."""
-        volume = image if isinstance(image, Volume) else read_image(image, channel)
+        With settings that ask for bf16, as they do by default, the weights of matrix products are kept in it.
+        """
+        loaded = load_model(model, base)
+        if settings.bf16:
+            hold_products_in_bf16(loaded.model)
+        return cls(loaded, pick_device(device), settings)
+
+    @property
+    def device(self) -> torch.device:
+        return self.segmenter.device
+
+    @property
+    def settings(self) -> InferenceSettings:
+        return self.segmenter.settings
+
+    @property
+    def volume(self) -> Volume:
+        """The image that was set last."""
+        if self._volume is None:
+            raise RuntimeError("set_image comes before predict")
+        return self._volume
+
+    @property
+    def crop(self) -> Crop:
+        """(start, stop) along (d, h, w) of what the model sees of the image."""
+        return self._crop
+
+    def use(self, device: torch.device, settings: InferenceSettings) -> None:
+        """Move the model to a device and change the settings; the image is forgotten."""
+        if not settings.bf16 and holds_bf16(self.loaded.model):
+            raise ValueError("the model was loaded for bf16; load it with InferenceSettings(bf16=False)")
+        self._volume = None
+        model = self.loaded.model.to(device)
+        self.segmenter = CropSegmenter(model, self.loaded.size, self.loaded.resize, device, settings)
+
+    def forget(self) -> None:
+        """Let go of the image and its embeddings."""
+        self.use(self.device, self.settings)
+
+    def set_image(
+        self, image: str | Path | Volume, modality: str, channel: int | None = None, series: str | None = None
+    ) -> None:
+        """Read, normalise and encode an image.
+
+        Args:
+            image: a file, the folder of a DICOM series, or a volume that was read.
+            modality: as the registry knows it ("CT", "T2 MRI", ...).
+            channel: which volume of a 4D file.
+            series: which DICOM series of a folder that holds several.
+
+        Raises:
+            UserError: unreadable files, unknown modalities.
+        """
         name = find_modality(modality).name
+        self._volume = None
+        started = time.perf_counter()
+        volume = image if isinstance(image, Volume) else read_image(image, channel, series)
+        read = time.perf_counter()
         normalised, crop = normalise_volume(volume)
-        self._volume, self._modality, self._crop = volume, name, crop_slices(crop)
-        self.segmenter.set_crop(np.ascontiguousarray(normalised[self._crop]), name)
+        inside = np.ascontiguousarray(normalised[crop_slices(crop)])
+        del normalised  # as large as the image, and not needed while it is encoded
+        self.timings = {"read": read - started, "normalise": time.perf_counter() - read}
+        self.segmenter.set_crop(inside, name)
+        self._volume, self._modality, self._crop = volume, name, crop
 
     def predict(
         self,
-        structures: Sequence[str],
+        structures: Sequence[str] | None = None,
         *,
-        points_mm: np.ndarray | None = None,
-        point_labels: np.ndarray | None = None,
-        boxes_mm: np.ndarray | None = None,
+        prompts: PromptSet | None = None,
+        zoom: bool | None = None,
+        progress: Progress | None = None,
     ) -> Prediction:
-        """Masks of structures, each asked by its name and, where given, by points or a box.
+        """Masks of structures asked by name, or by prompts, or, with neither, of all that the model knows by itself.
 
-        points_mm (n, p, 3) with point_labels (n, p) of 1 inside, 0 outside, and boxes_mm (n, 2, 3) as two opposite
-        corners, are in world millimetres (RAS), one row a structure. Raises UserError for an unknown structure or a
-        prompt outside the image.
+        Args:
+            structures: names; not beside `prompts`.
+            prompts: from `parse` or `read_prompts`.
+            zoom: look again by windows at full resolution; None for what the model was made for.
+            progress: called with (structures done, structures asked).
+
+        Raises:
+            UserError: unknown structures, prompts outside of the image, prompts that the model cannot take.
         """
-        if self._volume is None:
-            raise RuntimeError("set_image comes before predict")
-        names = self.names(structures)
-        points = None if points_mm is None else self._to_view(points_mm, len(names), "points_mm")
-        boxes = None if boxes_mm is None else self._to_view(boxes_mm, len(names), "boxes_mm").sort(dim=1).values
-        labels = None if point_labels is None else torch.as_tensor(point_labels)
-        if (None if labels is None else labels.shape) != (None if points is None else points.shape[:2]):
-            raise UserError("point_labels: give one label a point, (n, p), 1 inside and 0 outside, beside points_mm")
-        prompts = Prompts(
-            torch.zeros(len(names), dtype=torch.long), names, [self._modality], True, points, labels, boxes
-        )
-        masks = {}
-        for name, probability in zip(names, self.segmenter.probabilities(prompts), strict=True):
-            mask = np.zeros(self._volume.data.shape, bool)
-            mask[self._crop] = probability > 0.5
-            masks[name] = mask
-        return Prediction(self._volume, masks)
+        if structures is not None and prompts is not None:
+            raise ValueError("give structures or prompts; prompts name their structures")
+        if structures is not None:
+            prompts = text_prompt_set(self.names(structures))
+        answers, masks, origins = [], {}, {}
+        for answer in self.answers(prompts, zoom=zoom, progress=progress):
+            answers.append((answer.structure, answer.windows, answer.found))
+            masks[answer.structure], origins[answer.structure] = answer.mask, answer.origin
+        windows = {name: count for name, count, _ in answers}
+        return Prediction(self.volume, masks, origins, windows, tuple(name for name, _, found in answers if not found))
+
+    def answers(
+        self, prompts: PromptSet | None = None, *, zoom: bool | None = None, progress: Progress | None = None
+    ) -> Iterator[Answer]:
+        """As `predict`, one structure after another, so that memory holds one at a time; errors are raised at once."""
+        volume = self.volume
+        prompts = automatic_prompts(self.loaded, self._modality) if prompts is None else prompts
+        check_prompts(self.loaded, self._modality, prompts)
+        asked = to_structure_prompts(prompts, volume.grid, self._crop, volume.path.name)
+        return self._answers(prompts, asked, self.loaded.zoom_in if zoom is None else zoom, progress)
+
+    def _answers(
+        self, prompts: PromptSet, asked: Sequence[StructurePrompt], zoom: bool, progress: Progress | None
+    ) -> Iterator[Answer]:
+        shape = cast(tuple[int, int, int], self.volume.data.shape)
+        results = self.segmenter.segment(asked, zoom, progress)
+        for entry, result in zip(prompts.prompts, results, strict=True):
+            origin = prompt_origin(self.loaded, self._modality, entry)
+            yield Answer(entry.structure, origin, result, crop_slices(self._crop), shape)
+
+    def parse(self, document: object) -> PromptSet:
+        """Prompts from a document as in `docs/prompts.md`, read already; the model's own names are known."""
+        return parse_prompts(document, canonical=self.name)
 
     def names(self, structures: Sequence[str]) -> list[str]:
         """Canonical names; UserError for one that neither the model nor the registry knows, or that is named twice."""
-        own = {normalise_name(name): name for name in self.loaded.structures}
-        names = [own.get(normalise_name(name)) or structure(name).name for name in structures]
+        names = [self.name(name) for name in structures]
         if not names:
-            raise UserError(f"no structure named; choose from: {', '.join(sorted(own.values()))}")
+            raise UserError(f"no structure named; choose from: {', '.join(self.loaded.structures)}")
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise UserError(f"structure '{min(twice)}' is named twice; name each once")
-        unknown = [name for name in names if name not in own.values()]
-        if unknown and own:
-            known = ", ".join(sorted(own.values()))
-            raise UserError(f"structure '{unknown[0]}': this model was not trained on it; it knows {known}")
         return names
 
-    def _to_view(self, world_mm: np.ndarray, count: int, what: str) -> torch.Tensor:
-        """World mm (n, p, 3) to (d, h, w) voxels of the view."""
-        assert self._volume is not None
-        world = np.asarray(world_mm, dtype=np.float64)
-        if world.ndim != 3 or world.shape[0] != count or world.shape[2] != 3:
-            raise UserError(f"{what}: has shape {world.shape}; give (n, p, 3), n = {count}")
-        inverse = np.linalg.inv(self._volume.grid.canonical().affine)
-        voxel = (world @ inverse[:3, :3].T + inverse[:3, 3])[..., ::-1]
-        shape = np.array(self._volume.data.shape)
-        outside = ~((voxel >= -0.5) & (voxel <= shape - 0.5)).all(axis=-1)  # written so that NaN lies outside
-        if outside.any():
-            raise UserError(f"{what}: {world[outside][0].round(1).tolist()} mm lies outside the image; give RAS mm")
-        start = np.array([s.start for s in self._crop])
-        return self.segmenter.to_view(torch.from_numpy(voxel - start)).float()
+    def name(self, structure_name: str) -> str:
+        """The canonical name of one structure that the model was trained on."""
+        own = {normalise_name(name): name for name in self.loaded.structures}
+        name = own.get(normalise_name(structure_name)) or structure(structure_name).name
+        if own and name not in own.values():
+            known = ", ".join(sorted(own.values()))
+            raise UserError(f"structure '{name}': this model was not trained on it; it knows {known}")
+        return name

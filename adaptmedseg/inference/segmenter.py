@@ -1,7 +1,9 @@
-"""From a normalised crop to probabilities on the same voxels: what evaluation, validation and prediction share."""
+"""From a normalised crop to logits on the same voxels: what evaluation, validation and prediction share."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptmedseg.data.views import ResizeMode, resize_image
-from adaptmedseg.models.prompts import Prompts, text_prompts
+from adaptmedseg.inference.precision import inference_precision
+from adaptmedseg.inference.settings import InferenceSettings
+from adaptmedseg.inference.zoom import (
+    Region,
+    Size3,
+    Window,
+    WindowLattice,
+    overlap,
+    prompt_in_window,
+    window_counts,
+    windows_over,
+    zoom_region,
+)
+from adaptmedseg.models.prompts import Prompts, StructurePrompt, batch_prompts
+
+Progress = Callable[[int, int], None]
+DEFAULTS = InferenceSettings()
+NOWHERE = Region((0, 0, 0), (0, 0, 0))
 
 
 class PromptableModel(Protocol):
@@ -21,57 +40,248 @@ class PromptableModel(Protocol):
     def segment(self, embedding: Tensor, prompts: Prompts) -> Tensor: ...
 
 
-@contextmanager
-def inference_precision(device: torch.device, bf16: bool) -> Iterator[None]:
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        yield
+@dataclass(frozen=True)
+class StructureResult:
+    """The answer for one structure: logits (d, h, w), float32, on the crop's voxels; foreground is logits > 0.
+
+    `windows`: how many windows at full resolution it was asked in; 0 means the zoom-out view alone. `found`: whether
+    the zoom-out view saw any foreground; where it did not, there was nothing to zoom in on.
+    """
+
+    structure: str
+    logits: np.ndarray
+    windows: int
+    found: bool
+
+
+class EmbeddingCache:
+    """Embeddings of windows, the most recently asked ones, up to a number of bytes (one is always kept)."""
+
+    def __init__(self, max_bytes: int):
+        self.max_bytes = max_bytes
+        self._kept: OrderedDict[Window, Tensor] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, window: Window) -> Tensor | None:
+        if window in self._kept:
+            self._kept.move_to_end(window)
+        return self._kept.get(window)
+
+    def put(self, window: Window, embedding: Tensor) -> None:
+        self._kept[window] = embedding
+        self._bytes += embedding.nbytes
+        while self._bytes > self.max_bytes and len(self._kept) > 1:
+            self._bytes -= self._kept.popitem(last=False)[1].nbytes
+
+    def clear(self) -> None:
+        self._kept.clear()
+        self._bytes = 0
 
 
 class CropSegmenter:
-    """The zoom-out view: one normalised crop (d, h, w), encoded once, asked as often as one likes.
+    """One normalised crop (d, h, w), encoded once, asked as often as one likes.
 
-    Masks are thresholded on the crop's own voxels: the decoder's logits are interpolated trilinearly to them.
+    The zoom-out view is encoded by `set_crop`, windows at full resolution when they are first needed; every structure
+    and prompt shares them. Prompts are in voxels of the crop. Model and prompts work on `device`; the logits of the
+    whole crop are held for one structure at a time.
     """
 
     def __init__(
         self,
         model: PromptableModel,
-        size: tuple[int, int, int],
+        size: Size3,
         resize: ResizeMode,
         device: torch.device,
-        bf16: bool = True,
+        settings: InferenceSettings = DEFAULTS,
+        lattice: WindowLattice = "volume",
     ):
-        self.model, self.size, self.resize, self.device, self.bf16 = model, size, resize, device, bf16
-        self._embedding: Tensor | None = None
+        self.model, self.size, self.resize, self.device = model, size, resize, device
+        self.settings, self.lattice = settings, lattice
+        self.timings: dict[str, float] = {}
+        self._view: Tensor | None = None
+        self._crop = torch.empty(0)
         self._modality = ""
-        self._shape: tuple[int, ...] = ()
+        self._windows = EmbeddingCache(settings.cache_bytes)
 
     def set_crop(self, crop: np.ndarray, modality: str) -> None:
-        """Encode a crop (d, h, w) in [0, 1]."""
-        view = resize_image(torch.from_numpy(crop)[None, None].to(self.device), self.size, self.resize)
-        with inference_precision(self.device, self.bf16):
-            self._embedding = self.model.embed(view, [modality]).float()
-        self._modality, self._shape = modality, crop.shape
+        """Encode the zoom-out view of a crop (d, h, w) in [0, 1]."""
+        self.timings = {"encode": 0.0, "decode": 0.0}
+        self._windows = EmbeddingCache(self.settings.cache_bytes)
+        self._crop, self._modality = torch.from_numpy(crop), modality
+        view = resize_image(self._crop[None, None].to(self.device), self.size, self.resize)
+        self._view = self._embed(view)
 
     def to_view(self, coords: Tensor) -> Tensor:
-        """Voxel coordinates (..., 3) of the crop to those of the view; voxel centres at integers."""
-        scale = torch.tensor([n / m for n, m in zip(self.size, self._shape, strict=True)])
+        """Voxel coordinates (..., 3) of the crop to those of the zoom-out view; voxel centres at integers."""
+        scale = torch.tensor([n / m for n, m in zip(self.size, self._crop.shape, strict=True)])
         return (coords + 0.5) * scale - 0.5
 
-    def logits(self, prompts: Prompts) -> Tensor:
-        """Mask logits (n, *map) on the decoder's map, float32; prompts in coordinates of the view."""
-        if self._embedding is None:
+    def segment(
+        self, prompts: Sequence[StructurePrompt], zoom: bool = False, progress: Progress | None = None
+    ) -> Iterator[StructureResult]:
+        """One structure's logits after another, in the order asked; with `zoom` after a second look by windows.
+
+        `progress` hears of (windows or structures done, total) of the structures at work.
+        """
+        if self._view is None:
             raise RuntimeError("set_crop comes first")
-        with inference_precision(self.device, self.bf16):
-            return self.model.segment(self._embedding, prompts.to(self.device)).float()
+        maps = self._zoom_out(self._view, [self._prompt_in_view(p) for p in prompts])
+        at_once = max(1, self.settings.stitch_bytes // (8 * self._crop.numel())) if zoom else 1
+        for start in range(0, len(prompts), at_once):
+            group = slice(start, start + at_once)
+            looks = [
+                self._look(prompt, self._on_crop(logits), zoom)
+                for prompt, logits in zip(prompts[group], maps[group], strict=True)
+            ]
+            self._zoom_in([look for look in looks if look.windows], progress)
+            for look in looks:
+                yield look.result()
 
-    def probabilities(self, prompts: Prompts) -> Iterator[np.ndarray]:
-        """One probability map (d, h, w) on the crop's voxels after another: memory stays at one structure."""
-        for logits in self.logits(prompts):
-            full = F.interpolate(logits[None, None], size=self._shape, mode="trilinear", align_corners=False)
-            yield torch.sigmoid(full[0, 0]).cpu().numpy()
+    def masks_by_name(self, structures: Sequence[str]) -> dict[str, np.ndarray]:
+        """Boolean masks (d, h, w) of structures asked by name alone, from the zoom-out view."""
+        return {r.structure: r.logits > 0 for r in self.segment([StructurePrompt(name) for name in structures])}
 
-    def masks_by_name(self, structures: list[str]) -> dict[str, np.ndarray]:
-        """Boolean masks (d, h, w) of structures asked by name alone."""
-        prompts = text_prompts([structures], [self._modality])
-        return {name: p > 0.5 for name, p in zip(structures, self.probabilities(prompts), strict=True)}
+    @property
+    def _crop_shape(self) -> Size3:
+        d, h, w = self._crop.shape
+        return d, h, w
+
+    def _prompt_in_view(self, prompt: StructurePrompt) -> StructurePrompt:
+        points = None if prompt.points is None else self.to_view(prompt.points)
+        box = None if prompt.box is None else self.to_view(prompt.box)
+        return StructurePrompt(prompt.structure, prompt.text, points, prompt.labels, box)
+
+    def _embed(self, views: Tensor) -> Tensor:
+        """Embeddings (b, ...) of views (b, 1, d, h, w) of the crop's modality."""
+        started = time.perf_counter()
+        with inference_precision(self.device, self.settings.bf16):
+            embedding = self.model.embed(views.to(self.device), [self._modality] * len(views))
+        self.timings["encode"] += time.perf_counter() - started
+        return embedding
+
+    def _decode(self, embedding: Tensor, prompts: Sequence[StructurePrompt], image_index: Sequence[int]) -> Tensor:
+        """Logits (n, *map), float32, of prompts of one kind over embeddings (b, ...)."""
+        started = time.perf_counter()
+        asked = batch_prompts(prompts, image_index, [self._modality] * len(embedding)).to(self.device)
+        with inference_precision(self.device, self.settings.bf16):
+            logits = self.model.segment(embedding.float(), asked).float()
+        self.timings["decode"] += time.perf_counter() - started
+        return logits
+
+    def _zoom_out(self, view: Tensor, prompts: Sequence[StructurePrompt]) -> list[Tensor]:
+        """Logits on the decoder's map, one a prompt; prompts of one kind are asked together."""
+        maps: dict[int, Tensor] = {}
+        for rows in _by_kind(prompts).values():
+            logits = self._decode(view, [prompts[i] for i in rows], [0] * len(rows))
+            maps |= dict(zip(rows, logits, strict=True))
+        return [maps[i] for i in range(len(prompts))]
+
+    def _on_crop(self, logits_map: Tensor) -> Tensor:
+        """Logits of the view on the crop's voxels.
+
+        Smoothly for models whose views are; else as SegVol does it: to the view's size, then to the nearest voxel.
+        """
+        logits = logits_map[None, None]
+        if self.resize == "smooth":
+            return _trilinear(self._for_stitching(logits), self._crop_shape)[0, 0]
+        view = self._for_stitching(_trilinear(logits, self.size))
+        return F.interpolate(view, size=self._crop_shape, mode="nearest")[0, 0]
+
+    def _for_stitching(self, logits: Tensor) -> Tensor:
+        return logits.cpu() if self.settings.stitch_on_cpu else logits
+
+    def _look(self, prompt: StructurePrompt, logits: Tensor, zoom: bool) -> "_Look":
+        """A coarse look, and the windows to look again where `zoom` is asked and something was found."""
+        foreground = logits > 0
+        region = zoom_region(foreground, self.size)
+        if region is None or not zoom:
+            return _Look(prompt, logits, region is not None)
+        windows = windows_over(region, self._crop_shape, self.size, self.lattice)
+        questions = {
+            window: prompt_in_window(prompt, window, self.size, foreground, only_window=len(windows) == 1)
+            for window in windows
+        }
+        return _Look(prompt, logits, True, region, questions)
+
+    def _zoom_in(self, looks: Sequence["_Look"], progress: Progress | None) -> None:
+        """Ask every window about all structures that reach into it, and replace their coarse logits there."""
+        asking: dict[Window, list[_Look]] = {}
+        for look in looks:
+            look.keep_coarse_where_nothing_is_asked(self.size)
+            for window, question in look.windows.items():
+                if question is not None:
+                    asking.setdefault(window, []).append(look)
+        windows = sorted(asking, key=lambda window: window.start)
+        for done in range(0, len(windows), self.settings.window_batch):
+            chosen = windows[done : done + self.settings.window_batch]
+            rows = [(i, window, look) for i, window in enumerate(chosen) for look in asking[window]]
+            questions = [question for _, window, look in rows if (question := look.windows[window]) is not None]
+            embeddings = self._window_embeddings(chosen)
+            for part in _by_kind(questions).values():
+                answers = self._decode(embeddings, [questions[r] for r in part], [rows[r][0] for r in part])
+                for r, answer in zip(part, answers, strict=True):
+                    _, window, look = rows[r]
+                    look.add(window, self._for_stitching(_trilinear(answer[None, None], self.size))[0, 0])
+            if progress is not None:
+                progress(min(done + len(chosen), len(windows)), len(windows))
+        for look in looks:
+            look.finish(self.size)
+
+    def _window_embeddings(self, windows: Sequence[Window]) -> Tensor:
+        """Embeddings (b, ...) of windows, from the cache where they are."""
+        known = {window: self._windows.get(window) for window in windows}
+        new = [window for window, embedding in known.items() if embedding is None]
+        if new:
+            views = torch.stack([window.cut(self._crop, self.size) for window in new])[:, None]
+            for window, embedding in zip(new, self._embed(views), strict=True):
+                known[window] = embedding
+                self._windows.put(window, embedding)
+        found = [embedding for embedding in known.values() if embedding is not None]
+        return found[0][None] if len(found) == 1 else torch.stack(found)
+
+
+def _trilinear(logits: Tensor, size: Size3) -> Tensor:
+    return F.interpolate(logits, size=size, mode="trilinear", align_corners=False)
+
+
+def _by_kind(prompts: Sequence[StructurePrompt]) -> dict[object, list[int]]:
+    """Positions of the prompts of each kind, which one batch can hold."""
+    groups: dict[object, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        groups.setdefault(prompt.kind, []).append(i)
+    return groups
+
+
+@dataclass
+class _Look:
+    """One structure at work: the coarse logits, and the sum of what windows over its region say."""
+
+    prompt: StructurePrompt
+    logits: Tensor
+    found: bool
+    region: Region = NOWHERE
+    windows: dict[Window, StructurePrompt | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._sum = torch.zeros_like(self.logits[self.region.slices])
+
+    def keep_coarse_where_nothing_is_asked(self, size: Size3) -> None:
+        for window, question in self.windows.items():
+            if question is None:
+                here, _ = overlap(window, self.region, size)
+                self._sum[here] += self.logits[self.region.slices][here]
+
+    def add(self, window: Window, logits: Tensor) -> None:
+        """Add what a window says, logits (d, h, w), to the sum."""
+        d, h, w = logits.shape
+        here, there = overlap(window, self.region, (d, h, w))
+        self._sum[here] += logits[there]
+
+    def finish(self, size: Size3) -> None:
+        """Put the mean over windows in the place of the coarse logits."""
+        for axis, counts in enumerate(window_counts(self.windows, self.region, size)):
+            self._sum /= counts.to(self._sum).reshape([-1 if a == axis else 1 for a in range(3)])
+        self.logits[self.region.slices] = self._sum
+
+    def result(self) -> StructureResult:
+        return StructureResult(self.prompt.structure, self.logits.cpu().numpy(), len(self.windows), self.found)

@@ -103,10 +103,8 @@ class AdaptedSegVol(nn.Module):
             return self.base.segment(embedding, prompts)
         tasks, column = self._task_table(prompts, len(embedding))
         features, prototypes = self.priors(embedding, tasks, self._modality_index(prompts.modalities, embedding.device))
-        output = self.base.decode(features[prompts.image_index], prompts)
         known = (tasks[prompts.image_index, column] >= 0)[:, None]
-        weights = output.weights[:, 0] + prototypes[prompts.image_index, column] * known
-        return self.base.mask_decoder.mask_logits(weights, output.upscaled)
+        return self.base.segment(features, prompts, prototypes[prompts.image_index, column] * known)
 
     def _task_table(self, prompts: Prompts, n_images: int) -> tuple[Tensor, Tensor]:
         """Task indices (b, k) of each image, padded with −1, and the column (n,) of every prompt in it."""

@@ -1,5 +1,6 @@
 """What is asked of a model: images, and prompts that each name a structure of one of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,6 +27,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.structures)
 
+    def part(self, start: int, stop: int) -> "Prompts":
+        """The prompts start ≤ i < stop, over the same images."""
+        chosen = torch.arange(len(self), device=self.image_index.device)
+        return self.select((chosen >= start) & (chosen < stop))
+
     def select(self, rows: Tensor) -> "Prompts":
         """The prompts where the boolean mask `rows` (n,) is true, over the same images."""
         kept = {
@@ -43,6 +49,37 @@ class Prompts:
             if (value := getattr(self, name)) is not None
         }
         return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class StructurePrompt:
+    """One structure asked of one image, in whatever ways: by its name as text, points, a box, or several of them.
+
+    Coordinates are voxels (d, h, w) of the crop, the foreground box of the normalised volume, voxel centres at
+    integers. points (p, 3) with labels (p,): 1 inside, 0 outside. box (2, 3): lower and upper corner.
+    """
+
+    structure: str
+    text: bool = True
+    points: Tensor | None = None
+    labels: Tensor | None = None
+    box: Tensor | None = None
+
+    @property
+    def kind(self) -> tuple[bool, int, bool]:
+        """Prompts of one kind can be asked in one batch: text, number of points, box."""
+        return self.text, 0 if self.points is None else len(self.points), self.box is not None
+
+
+def batch_prompts(prompts: Sequence[StructurePrompt], image_index: Sequence[int], modalities: list[str]) -> Prompts:
+    """Prompts of one kind as one batch over images; the coordinates stay as they are."""
+    first = prompts[0]
+    points, labels, boxes = (
+        None if getattr(first, name) is None else torch.stack([getattr(p, name) for p in prompts]).float()
+        for name in ("points", "labels", "box")
+    )
+    names = [p.structure for p in prompts]
+    return Prompts(torch.tensor(image_index, dtype=torch.long), names, modalities, first.text, points, labels, boxes)
 
 
 def text_prompts(structures_per_image: list[list[str]], modalities: list[str]) -> Prompts:

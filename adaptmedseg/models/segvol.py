@@ -14,6 +14,7 @@ from adaptmedseg.modules.text import ClipTextEncoder, HashedTextEncoder
 from adaptmedseg.modules.vit import ImageEncoderViT
 
 Size3 = tuple[int, int, int]
+DECODED_AT_ONCE = 4
 
 
 class ClipConfig(BaseModel):
@@ -36,6 +37,7 @@ class SegVolConfig(BaseModel):
 
     `prompt_frame` and `upscale_norm` are "segvol" and "map" in the released weights (see their modules for the quirks)
     and "normalised" and "channel", as in SAM, in the small model. `resize` is how a view is sampled from a volume.
+    `zoom_in` says whether training showed windows at full resolution, so that zooming in makes sense.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,10 +53,11 @@ class SegVolConfig(BaseModel):
     prompt_frame: Literal["segvol", "normalised"] = "segvol"
     upscale_norm: Literal["map", "channel"] = "map"
     resize: Literal["nearest-exact", "smooth"] = "nearest-exact"
+    zoom_in: bool = False
     text: ClipConfig | HashedTextConfig = ClipConfig()
 
 
-RELEASED = SegVolConfig()
+RELEASED = SegVolConfig(zoom_in=True)
 SMALL = SegVolConfig(
     spatial_size=(32, 128, 128),
     patch_size=(8, 8, 8),
@@ -115,21 +118,38 @@ class SegVol(nn.Module):
         return self.text_encoder(distinct)[[distinct.index(name) for name in names]]
 
     def decode(self, embedding: Tensor, prompts: Prompts) -> DecoderOutput:
-        """embedding (n, c, d', h', w'), one row a prompt, to the decoder's output for n prompts."""
+        """Embeddings (b, c, d', h', w') and n prompts about them to the decoder's output, one row a prompt."""
         text = self.encode_names(prompts.structures) if prompts.use_text else None
-        sparse = self.prompt_encoder.sparse_tokens(len(prompts), prompts.points, prompts.labels, prompts.boxes, text)
-        return self.mask_decoder(
-            embedding, self.prompt_encoder.grid_position(), sparse, self.prompt_encoder.dense_prompt(), text
-        )
+        encoder = self.prompt_encoder
+        sparse = encoder.sparse_tokens(len(prompts), prompts.points, prompts.labels, prompts.boxes, text)
+        image, position = (x.flatten(2).mT for x in (embedding, encoder.grid_position()))
+        return self.mask_decoder(image, prompts.image_index, position, sparse, encoder.dense_prompt(), text)
 
     def embed(self, image: Tensor, modalities: list[str]) -> Tensor:
         """As `encode_image`; the base model makes no use of the modality."""
         return self.encode_image(image)
 
-    def segment(self, embedding: Tensor, prompts: Prompts) -> Tensor:
-        """Image embeddings (b, c, d', h', w') and n prompts to mask logits (n, d'', h'', w'') on the decoder's map."""
-        output = self.decode(embedding[prompts.image_index], prompts)
-        return self.mask_decoder.mask_logits(output.weights[:, 0], output.upscaled)
+    def segment(self, embedding: Tensor, prompts: Prompts, prototypes: Tensor | None = None) -> Tensor:
+        """Image embeddings (b, c, d', h', w') and n prompts to mask logits (n, d'', h'', w'') on the decoder's map.
+
+        prototypes (n, c') are added to the weights of the masks. Without gradients a few prompts are decoded at a time:
+        the upscaled image is the widest map of the model, and every prompt has its own.
+        """
+        if torch.is_grad_enabled() or len(prompts) <= DECODED_AT_ONCE:
+            return self._masks(embedding, prompts, prototypes)
+        parts = []
+        for start in range(0, len(prompts), DECODED_AT_ONCE):
+            stop = start + DECODED_AT_ONCE
+            added = None if prototypes is None else prototypes[start:stop]
+            parts.append(self._masks(embedding, prompts.part(start, stop), added))
+        return torch.cat(parts)
+
+    def _masks(self, embedding: Tensor, prompts: Prompts, prototypes: Tensor | None) -> Tensor:
+        output = self.decode(embedding, prompts)
+        weights = self.mask_decoder.mask_weights(output)
+        if prototypes is not None:
+            weights = weights + prototypes
+        return self.mask_decoder.mask_logits(weights, output.upscaled)
 
     def forward(self, image: Tensor, prompts: Prompts) -> Tensor:
         """Views (b, 1, d, h, w) and n prompts to mask logits (n, d'', h'', w'') on the decoder's map."""

@@ -32,15 +32,15 @@ class MLP(nn.Module):
 class DecoderOutput:
     """What the decoder knows of n prompts.
 
-    `weights` (n, 4, c'): one vector a mask token, text similarity included; `upscaled` (n, s, p, p, c'): the image
-    representation they are multiplied with, in the order of `OutputUpscaling`'s cells; `iou` (n, 4); `mask_tokens`
-    (n, 4, c): the tokens after the two-way transformer.
+    After the two-way transformer: `iou_token` (n, c), `mask_tokens` (n, 4, c) and `upscaled` (n, s, p, p, c'), the
+    image representation that masks are made from, in the order of `OutputUpscaling`'s cells. `text_weight` (n, c'):
+    what a text prompt adds to the weights of every mask; None without one.
     """
 
-    weights: Tensor
-    upscaled: Tensor
-    iou: Tensor
+    iou_token: Tensor
     mask_tokens: Tensor
+    upscaled: Tensor
+    text_weight: Tensor | None
 
 
 class MaskDecoder(nn.Module):
@@ -68,21 +68,37 @@ class MaskDecoder(nn.Module):
         self.txt_align_upscaled_embedding = nn.Linear(embed_dim, eighth)
 
     def forward(
-        self, image: Tensor, position: Tensor, sparse: Tensor, dense: Tensor, text: Tensor | None
+        self,
+        image: Tensor,
+        image_index: Tensor,
+        position: Tensor,
+        sparse: Tensor,
+        dense: Tensor,
+        text: Tensor | None,
     ) -> DecoderOutput:
-        """image (n, c, *grid), position and dense (1, c, *grid), sparse (n, t, c), text (n, c) or None."""
-        n = image.shape[0]
+        """n prompts about b images, all as tokens.
+
+        image (b, s, c); image_index (n,): the image of each prompt; position (1, s, c); sparse (n, t, c); dense
+        (1, 1, c), the same for all prompts and tokens, or (n, s, c); text (n, c) or None.
+        """
+        if len(dense) > 1:
+            image, image_index = image[image_index], torch.arange(len(dense), device=dense.device)
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
-        tokens = torch.cat([output_tokens.expand(n, -1, -1), sparse], dim=1)
-        source = image + dense
-        queries, keys = self.transformer(source.flatten(2).mT, position.expand_as(source).flatten(2).mT, tokens)
-        upscaled = self.output_upscaling(keys)
+        tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
+        queries, keys = self.transformer(image + dense, position, tokens, image_index)
         mask_tokens = queries[:, 1 : 1 + NUM_MASK_TOKENS]
-        weights = torch.stack([mlp(mask_tokens[:, i]) for i, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1)
-        if text is not None:
-            # The reference adds (text · map) to every mask; the sum of the vectors gives the same with one product.
-            weights = weights + self.txt_align_upscaled_embedding(text)[:, None]
-        return DecoderOutput(weights, upscaled, self.iou_prediction_head(queries[:, 0]), mask_tokens)
+        text_weight = None if text is None else self.txt_align_upscaled_embedding(text)
+        return DecoderOutput(queries[:, 0], mask_tokens, self.output_upscaling(keys), text_weight)
+
+    def mask_weights(self, output: DecoderOutput, mask: int = 0) -> Tensor:
+        """Weights (n, c') of one of the four masks; 0 is the one for an unambiguous prompt, 1 to 3 are alternatives."""
+        weights = self.output_hypernetworks_mlps[mask](output.mask_tokens[:, mask])
+        # The reference adds (text · map) to every mask; the sum of the vectors gives the same with one product.
+        return weights if output.text_weight is None else weights + output.text_weight
+
+    def iou(self, output: DecoderOutput) -> Tensor:
+        """The decoder's own estimate (n, 4) of each mask's overlap with the truth."""
+        return self.iou_prediction_head(output.iou_token)
 
     def mask_logits(self, weights: Tensor, upscaled: Tensor) -> Tensor:
         """One weight vector a prompt (n, c') times the upscaled image (n, s, p, p, c') to logits (n, *map)."""

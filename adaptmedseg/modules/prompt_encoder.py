@@ -7,6 +7,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from adaptmedseg.modules.derived import Derived
+
 Frame = Literal["normalised", "segvol"]
 
 
@@ -52,6 +54,7 @@ class PromptEncoder(nn.Module):
         if frame == "segvol":
             extent = extent[[1, 0, 2]]
         self.register_buffer("extent", extent, persistent=False)
+        self._derived = Derived()
 
     def _point(self, kind: int) -> Tensor:
         """The learnt vector (1, c) of a point outside (0) or inside (1), of a box's lower (2) or upper (3) corner."""
@@ -94,11 +97,15 @@ class PromptEncoder(nn.Module):
         return torch.cat(tokens, dim=1)
 
     def dense_prompt(self) -> Tensor:
-        """The embedding (1, c, *grid) that stands for 'no mask given'."""
-        return self.no_mask_embed.weight.reshape(1, -1, *[1] * len(self.grid_size)).expand(1, -1, *self.grid_size)
+        """The vector (1, 1, c) that stands for 'no mask given' and is added to every token of the image."""
+        return self.no_mask_embed.weight[None]
 
     def grid_position(self) -> Tensor:
         """Positions (1, c, *grid) of the image embedding's cells."""
+        matrix = self.pe_layer.positional_encoding_gaussian_matrix
+        return self._derived.get("grid", (matrix,), self._grid_position)
+
+    def _grid_position(self) -> Tensor:
         device = self.extent.device
         axes = [(torch.arange(n, device=device) + 0.5) / n for n in self.grid_size]
         coords = list(torch.meshgrid(*axes, indexing="ij"))

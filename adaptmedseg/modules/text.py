@@ -2,8 +2,9 @@
 
 import re
 import zlib
+from collections.abc import Callable
 from functools import cached_property
-from typing import cast
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -82,14 +83,28 @@ class ClipTransformer(nn.Module):
 class ClipTextEncoder(nn.Module):
     """CLIP's text tower, frozen, and the trainable alignment `dim_align` to the model's width.
 
-    Parameter names are those of SegVol's released weights (Hugging Face's layout of CLIP).
+    The tower runs once a name: its vectors are kept until its weights change or move. It needs no network, for the
+    tokenizer's vocabulary comes with open_clip. Parameter names are those of SegVol's released weights (Hugging Face's
+    layout of CLIP).
     """
 
     def __init__(self, width: int, mlp_dim: int, num_layers: int, num_heads: int, embed_dim: int):
         super().__init__()
         self.clip_text_model = nn.ModuleDict({"text_model": ClipTransformer(width, mlp_dim, num_layers, num_heads)})
-        self.clip_text_model.requires_grad_(False)
+        self.clip_text_model.requires_grad_(False).eval()
         self.dim_align = nn.Linear(width, embed_dim)
+        self._pooled: dict[str, Tensor] = {}
+        self._pooled_from: list[tuple[int, int]] = []
+
+    def train(self, mode: bool = True) -> Self:
+        """As ever, but the tower stays in evaluation mode."""
+        super().train(mode)
+        self.clip_text_model.eval()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._pooled.clear()  # the module moves to another device or type
+        return super()._apply(fn, recurse)
 
     @cached_property
     def _tokenizer(self):
@@ -99,10 +114,27 @@ class ClipTextEncoder(nn.Module):
 
     def forward(self, names: list[str]) -> Tensor:
         """Names of structures to (n, embed_dim)."""
-        tokens = self._tokenizer([SENTENCE.format(name) for name in names]).to(self.dim_align.weight.device)
-        with torch.no_grad():
-            pooled = self.clip_text_model["text_model"](tokens)
-        return self.dim_align(pooled)
+        return self.dim_align(self.pooled(names))
+
+    def pooled(self, names: list[str]) -> Tensor:
+        """The frozen tower's vectors (n, width) for names of structures, before `dim_align`."""
+        tower = cast(ClipTransformer, self.clip_text_model["text_model"])
+        # Where a tensor lies and how often it was written to: loading weights changes one or the other.
+        weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in tower.parameters()]
+        if weights != self._pooled_from:
+            self._pooled.clear()
+            self._pooled_from = weights
+        missing = [name for name in dict.fromkeys(names) if name not in self._pooled]
+        if missing:
+            self._pooled.update(zip(missing, self._run_tower(tower, missing), strict=True))
+        return torch.stack([self._pooled[name] for name in names])
+
+    def _run_tower(self, tower: ClipTransformer, names: list[str]) -> Tensor:
+        """In full precision and outside inference mode, so that the vectors serve every later call, training too."""
+        device = self.dim_align.weight.device
+        tokens = self._tokenizer([SENTENCE.format(name) for name in names])
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            return tower(tokens.to(device))
 
 
 class HashedTextEncoder(nn.Module):

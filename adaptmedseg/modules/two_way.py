@@ -1,6 +1,7 @@
 """SAM's two-way transformer (Kirillov et al. 2023): prompts and image attend to each other.
 
-It works on tokens alone, whatever their number of dimensions.
+It works on tokens alone, whatever their number of dimensions. The image's tokens come once an image; prompts name the
+image they ask about, and what the first layer computes of the image alone is shared by all of its prompts.
 """
 
 import torch
@@ -38,11 +39,17 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (n, a, c), k and v (n, b, c) to (n, a, c)."""
-        heads = [
-            rearrange(proj(x), "n t (l c) -> n l t c", l=self.num_heads)
-            for proj, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v))
-        ]
+        return self.attend(self.q_proj(q), self.k_proj(k), self.v_proj(v))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The same from what the projections gave."""
+        heads = [rearrange(x, "n t (l c) -> n l t c", l=self.num_heads) for x in (q, k, v)]
         return self.out_proj(rearrange(attend(*heads), "n l t c -> n t (l c)"))
+
+
+def rows_of(x: Tensor, image_index: Tensor) -> Tensor:
+    """x (b, ...), one row an image, to (n, ...), one row a prompt; without a copy where there is one image."""
+    return x.expand(len(image_index), *x.shape[1:]) if len(x) == 1 else x[image_index]
 
 
 class MLPBlock(nn.Module):
@@ -70,7 +77,10 @@ class TwoWayAttentionBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(embed_dim, num_heads, downsample_rate=2)
         self.norm4 = nn.LayerNorm(embed_dim)
 
-    def forward(self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor, image_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """queries and query_pe (n, t, c); keys (b, s, c) with image_index (n,) into them; key_pe (1, s, c)."""
         if self.first:
             # SAM's first block takes no position here and replaces its input instead of adding to it.
             queries = self.self_attn(queries, queries, queries)
@@ -79,15 +89,19 @@ class TwoWayAttentionBlock(nn.Module):
             queries = queries + self.self_attn(q, q, queries)
         queries = self.norm1(queries)
 
-        queries = queries + self.cross_attn_token_to_image(queries + query_pe, keys + key_pe, keys)
-        queries = self.norm2(queries)
+        to_image, to_token = self.cross_attn_token_to_image, self.cross_attn_image_to_token
+        placed = keys + key_pe
+        k, v, q = (
+            rows_of(x, image_index) for x in (to_image.k_proj(placed), to_image.v_proj(keys), to_token.q_proj(placed))
+        )
+        queries = self.norm2(queries + to_image.attend(to_image.q_proj(queries + query_pe), k, v))
         queries = self.norm3(queries + self.mlp(queries))
-        keys = self.norm4(keys + self.cross_attn_image_to_token(keys + key_pe, queries + query_pe, queries))
-        return queries, keys
+        update = to_token.attend(q, to_token.k_proj(queries + query_pe), to_token.v_proj(queries))
+        return queries, self.norm4(rows_of(keys, image_index) + update)
 
 
 class TwoWayTransformer(nn.Module):
-    """Tokens (n, t, c) and image tokens (n, s, c), each with its position, to both updated."""
+    """Tokens of n prompts and those of b images to both updated, one row a prompt."""
 
     def __init__(self, depth: int, embed_dim: int, num_heads: int, mlp_dim: int):
         super().__init__()
@@ -97,9 +111,11 @@ class TwoWayTransformer(nn.Module):
         self.final_attn_token_to_image = Attention(embed_dim, num_heads, downsample_rate=2)
         self.norm_final_attn = nn.LayerNorm(embed_dim)
 
-    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        queries, keys = tokens, image
+    def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor, image_index: Tensor) -> tuple[Tensor, Tensor]:
+        """image (b, s, c), image_pe (1, s, c), tokens (n, t, c), image_index (n,) to (n, t, c) and (n, s, c)."""
+        queries, keys, index = tokens, image, image_index
         for layer in self.layers:
-            queries, keys = layer(queries, keys, tokens, image_pe)
+            queries, keys = layer(queries, keys, tokens, image_pe, index)
+            index = torch.arange(len(tokens), device=tokens.device)  # from here on, a prompt has its own image tokens
         attended = self.final_attn_token_to_image(queries + tokens, keys + image_pe, keys)
         return self.norm_final_attn(queries + attended), keys

@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from adaptmedseg.modules.derived import Derived
+
 Transposed = nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
@@ -34,25 +36,29 @@ class OutputUpscaling(nn.Sequential):
         )
         self.grid_size = tuple(grid_size)
         self.norm = norm
+        self._derived = Derived()
 
     def forward(self, tokens: Tensor) -> Tensor:
         first, second = cast(Transposed, self[0]), cast(Transposed, self[3])
         norm = cast(nn.LayerNorm, self[1])
-        cells = self._normalise(self._product(tokens, first), norm)
-        return F.gelu(self._product(F.gelu(cells), second))
+        cells = self._normalise(self._product(tokens, first, "first"), norm)
+        return F.gelu(self._product(F.gelu(cells), second, "second"))
 
-    @staticmethod
-    def _product(x: Tensor, conv: Transposed) -> Tensor:
+    def _product(self, x: Tensor, conv: Transposed, name: str) -> Tensor:
         """(..., c) to (..., p, c'): one matrix a position of the kernel."""
-        weight = conv.weight.flatten(2)
-        bias = None if conv.bias is None else conv.bias.repeat(weight.shape[2])
-        out = F.linear(x, rearrange(weight, "c o p -> (p o) c"), bias)
-        return rearrange(out, "... (p o) -> ... p o", p=weight.shape[2])
+        kernel, bias = conv.weight.flatten(2), cast(Tensor, conv.bias)
+        positions = kernel.shape[2]
+        matrix = self._derived.get(
+            f"{name} weight", (conv.weight,), lambda: rearrange(kernel, "c o p -> (p o) c").contiguous()
+        )
+        bias = self._derived.get(f"{name} bias", (bias,), lambda: bias.repeat(positions))
+        return rearrange(F.linear(x, matrix, bias), "... (p o) -> ... p o", p=positions)
 
     def _normalise(self, cells: Tensor, norm: nn.LayerNorm) -> Tensor:
         if self.norm == "channel":
             return F.layer_norm(cells, cells.shape[-1:], norm.weight, norm.bias, norm.eps)
-        weight, bias = (self._to_cells(parameter) for parameter in (norm.weight, norm.bias))
+        weight = self._derived.get("norm weight", (norm.weight,), lambda: self._to_cells(norm.weight).contiguous())
+        bias = self._derived.get("norm bias", (norm.bias,), lambda: self._to_cells(norm.bias).contiguous())
         return F.layer_norm(cells, cells.shape[1:], weight, bias, norm.eps)
 
     def _to_cells(self, grid_map: Tensor) -> Tensor:

@@ -8,10 +8,14 @@ from torch import Tensor
 
 
 def dice_loss(logits: Tensor, target: Tensor, smooth: float = 1.0) -> Tensor:
-    """1 − soft Dice of each prompt: logits and target (n, d, h, w), target in [0, 1], to (n,)."""
+    """1 − soft Dice of each prompt: logits and target (n, d, h, w), target in [0, 1], to (n,).
+
+    As in SegVol, `smooth` stands in the denominator alone: an empty target gives a loss of 1 and no gradient, so that
+    the cross-entropy beside it is all that teaches absence.
+    """
     probs, target = torch.sigmoid(logits).flatten(1), target.flatten(1)
     overlap = (probs * target).sum(1)
-    return 1 - (2 * overlap + smooth) / (probs.sum(1) + target.sum(1) + smooth)
+    return 1 - 2 * overlap / (probs.sum(1) + target.sum(1) + smooth)
 
 
 def bce_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,263 @@
+"""What inference costs: the plain way of asking a SegVol against ours, with the same weights, volume and windows.
+
+The plain way encodes the view and every window anew for every structure, in float32, with attention as three plain
+products: what the published script does. Every way runs in a process of its own, so that its peak memory is its own.
+"""
+
+import multiprocessing
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from adaptmedseg.bench.products import EncoderShare, encoder_share
+from adaptmedseg.device import keep_freed_memory
+from adaptmedseg.inference.precision import hold_products_in_bf16
+from adaptmedseg.inference.segmenter import CropSegmenter
+from adaptmedseg.inference.settings import InferenceSettings
+from adaptmedseg.models.prompts import Prompts, StructurePrompt
+from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, Size3
+from adaptmedseg.modules import vit
+
+Way = Literal["plain", "shared", "ours"]
+SIZES = {"released": RELEASED, "small": SMALL}
+FOREGROUND = 0.2  # share of the view that the random weights are made to call foreground, in every structure
+STRUCTURES = [
+    "liver", "spleen", "left kidney", "right kidney", "stomach", "gallbladder", "esophagus", "pancreas", "aorta",
+    "inferior vena cava", "left adrenal gland", "right adrenal gland", "duodenum", "bladder", "prostate", "rectum",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is asked of each way: a crop of `shape` (d, h, w) voxels, `structures` of them, on a device."""
+
+    size: str = "released"
+    shape: Size3 = (96, 256, 256)
+    structures: int = 13
+    device: str = "cpu"
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class WayResult:
+    """Seconds of one way for all structures, its peak memory, and where it left the logits (n, d, h, w)."""
+
+    way: Way
+    seconds: float
+    encode: float
+    decode: float
+    views: int
+    decodings: int
+    peak_bytes: int
+    second_prompt: float | None = None
+    first_prompt: float | None = None
+    share: EncoderShare | None = None
+
+
+class Counting(nn.Module):
+    """A SegVol with random weights whose logits are shifted so that every structure has a foreground; it counts."""
+
+    def __init__(self, model: SegVol):
+        super().__init__()
+        self.model = model
+        self.shift: dict[str, float] = {}
+        self.views = self.decodings = 0
+
+    def embed(self, image: Tensor, modalities: list[str]) -> Tensor:
+        self.views += len(image)
+        return self.model.embed(image, modalities)
+
+    def segment(self, embedding: Tensor, prompts: Prompts) -> Tensor:
+        self.decodings += len(prompts)
+        logits = self.model.segment(embedding, prompts).float()
+        shift = torch.tensor([self.shift.get(name, 0.0) for name in prompts.structures], device=logits.device)
+        return logits - shift[:, None, None, None]
+
+
+def bench_volume(shape: Size3) -> np.ndarray:
+    """Smooth shapes and noise (d, h, w) in [0, 1], the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 1, *shape, generator=generator) * 0.1
+    for cells in (4, 9, 17):
+        coarse = torch.rand(1, 1, *[min(cells, n) for n in shape], generator=generator)
+        image += nn.functional.interpolate(coarse, size=shape, mode="trilinear") / 3
+    return (image / image.max())[0, 0].numpy()
+
+
+def _plain_attention(self: vit.SelfAttention, tokens: Tensor) -> Tensor:
+    b, n, _ = tokens.shape
+    q, k, v = self.qkv(tokens).reshape(b, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+    weights = torch.softmax(q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5, dim=-1)
+    return self.out_proj((weights @ v).transpose(1, 2).reshape(b, n, -1))
+
+
+@contextmanager
+def plain_attention():
+    """The image encoder's attention as three products, as the reference computes it."""
+    kept = vit.SelfAttention.forward
+    vit.SelfAttention.forward = _plain_attention  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        vit.SelfAttention.forward = kept  # type: ignore[method-assign]
+
+
+def build_model(settings: BenchSettings) -> Counting:
+    """Random weights by seed 0; shifted by what the plain numerics say of the view."""
+    torch.manual_seed(0)
+    model = Counting(SegVol(SIZES[settings.size]).eval().to(settings.device))
+    segmenter = _segmenter(model, settings, InferenceSettings(bf16=False))
+    segmenter.set_crop(bench_volume(settings.shape), "CT")
+    for name in STRUCTURES[: settings.structures]:
+        (result,) = segmenter.segment([StructurePrompt(name)])
+        model.shift[name] = float(np.quantile(result.logits[::3, ::3, ::3], 1 - FOREGROUND))
+    model.views = model.decodings = 0
+    return model
+
+
+def _segmenter(model: Counting, settings: BenchSettings, how: InferenceSettings) -> CropSegmenter:
+    config = SIZES[settings.size]
+    return CropSegmenter(model, config.spatial_size, config.resize, torch.device(settings.device), how)
+
+
+def run_plain(model: Counting, settings: BenchSettings, out: np.ndarray) -> dict[str, float]:
+    """Every structure from the start: view and windows encoded for it alone."""
+    stages = {"encode": 0.0, "decode": 0.0}
+    volume = bench_volume(settings.shape)
+    for row, name in enumerate(STRUCTURES[: settings.structures]):
+        segmenter = _segmenter(model, settings, InferenceSettings(bf16=False))
+        segmenter.set_crop(volume, "CT")
+        (result,) = segmenter.segment([StructurePrompt(name)], zoom=True)
+        out[row] = result.logits
+        stages = {stage: seconds + segmenter.timings[stage] for stage, seconds in stages.items()}
+    return stages
+
+
+def run_shared(model: Counting, settings: BenchSettings, out: np.ndarray, how: InferenceSettings) -> CropSegmenter:
+    """All structures of one image."""
+    segmenter = _segmenter(model, settings, how)
+    segmenter.set_crop(bench_volume(settings.shape), "CT")
+    prompts = [StructurePrompt(name) for name in STRUCTURES[: settings.structures]]
+    for row, result in enumerate(segmenter.segment(prompts, zoom=True)):
+        out[row] = result.logits
+    return segmenter
+
+
+def measure(way: Way, settings: BenchSettings, folder: Path) -> WayResult:
+    """Run one way in this process; its logits go to a file in `folder`."""
+    keep_freed_memory()
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    shape = (settings.structures, *settings.shape)
+    out = np.lib.format.open_memmap(folder / f"{way}.npy", "w+", np.float32, shape)
+    model = build_model(settings)
+    extra: dict[str, object] = {}
+    if way == "ours":
+        hold_products_in_bf16(model)
+        _warm_up(model, settings)
+    started = time.perf_counter()
+    if way == "plain":
+        with plain_attention():
+            stages = run_plain(model, settings, out)
+    elif way == "shared":
+        with plain_attention():
+            stages = run_shared(model, settings, out, InferenceSettings(bf16=False)).timings
+    else:
+        segmenter = run_shared(model, settings, out, InferenceSettings())
+        stages = dict(segmenter.timings)
+    seconds = time.perf_counter() - started
+    views, decodings, peak = model.views, model.decodings, peak_bytes(settings.device)
+    if way == "ours":
+        extra = _interactive(model, settings)
+        extra["share"] = encoder_share(model.model, settings.device)
+    return WayResult(way, seconds, stages["encode"], stages["decode"], views, decodings, peak, **extra)  # type: ignore[arg-type]
+
+
+def _warm_up(model: Counting, settings: BenchSettings) -> None:
+    segmenter = _segmenter(model, settings, InferenceSettings())
+    segmenter.set_crop(bench_volume(SIZES[settings.size].spatial_size), "CT")
+    list(segmenter.segment([StructurePrompt(STRUCTURES[0])]))
+    model.views = model.decodings = 0
+
+
+def _interactive(model: Counting, settings: BenchSettings) -> dict[str, object]:
+    """Seconds of a first prompt on a new image, and of a click more on the same structure of it."""
+    click = torch.tensor([[n / 2 for n in settings.shape]])
+    segmenter = _segmenter(model, settings, InferenceSettings())
+    started = time.perf_counter()
+    segmenter.set_crop(bench_volume(settings.shape), "CT")
+    list(segmenter.segment([StructurePrompt("liver")], zoom=True))
+    first = time.perf_counter() - started
+    asked = StructurePrompt("liver", points=click, labels=torch.tensor([1]))
+    started = time.perf_counter()
+    list(segmenter.segment([asked], zoom=True))
+    return {"first_prompt": first, "second_prompt": time.perf_counter() - started}
+
+
+def peak_bytes(device: str) -> int:
+    """Peak memory of this process (and of its device, where that is not the CPU)."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return host if not device.startswith("cuda") else torch.cuda.max_memory_allocated(device)
+
+
+def _child(way: Way, settings: BenchSettings, folder: Path, connection: Connection) -> None:
+    connection.send(measure(way, settings, folder))
+
+
+def in_own_process(way: Way, settings: BenchSettings, folder: Path) -> WayResult:
+    """`measure` in a fresh process. RuntimeError where it dies (for want of memory, mostly)."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(way, settings, folder, sender))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError(f"the process of way '{way}' died") from None
+    finally:
+        process.join()
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """All ways measured, and how far their answers agree: largest difference of logits, smallest Dice."""
+
+    settings: BenchSettings
+    ways: dict[Way, WayResult]
+    logit_difference: dict[Way, float] = field(default_factory=dict)
+    smallest_dice: dict[Way, float] = field(default_factory=dict)
+
+
+def run_bench(
+    settings: BenchSettings, ways: tuple[Way, ...], tell: Callable[[str], None] = lambda text: None
+) -> BenchResult:
+    """Measure the ways one after another and compare each with the plain one, where that is among them."""
+    results: dict[Way, WayResult] = {}
+    differences: dict[Way, float] = {}
+    dices: dict[Way, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for way in ways:
+            tell(f"measuring the way '{way}'")
+            results[way] = in_own_process(way, settings, folder)
+        for way in ways if "plain" in ways else ():
+            plain, other = (np.load(folder / f"{w}.npy", mmap_mode="r") for w in ("plain", way))
+            differences[way] = max(float(np.abs(a - b).max()) for a, b in zip(plain, other, strict=True))
+            dices[way] = min(_dice(a > 0, b > 0) for a, b in zip(plain, other, strict=True))
+    return BenchResult(settings, results, differences, dices)
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else 1.0

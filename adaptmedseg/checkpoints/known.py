@@ -1,0 +1,139 @@
+"""Published weights by name: where they come from, where they are kept, and how they are fetched."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptmedseg.checkpoints.download import download, file_hash
+from adaptmedseg.data.files import write_atomic
+from adaptmedseg.errors import UserError
+
+CACHE, OFFLINE = "ADAPTMEDSEG_CACHE", "ADAPTMEDSEG_OFFLINE"
+LICENCE = "MIT for the publisher's repository (BAAI-DCAI/SegVol); the weights' page names none: see the publisher"
+UNKNOWN_LICENCE = "unknown: see the publisher"
+
+
+@dataclass(frozen=True)
+class KnownWeights:
+    """Weights that others publish. `sha256` is the publisher's own statement; None where there is none, and then the
+    first file seen is the one that later ones are held against."""
+
+    name: str
+    url: str
+    page: str
+    megabytes: int
+    sha256: str | None
+    licence: str = LICENCE
+
+    @property
+    def original(self) -> Path:
+        """Where the publisher's file is kept."""
+        return cache_folder() / self.name / self.url.rsplit("/", 1)[-1]
+
+    @property
+    def converted(self) -> Path:
+        """Where the base made of it is kept."""
+        return cache_folder() / self.name / "base.safetensors"
+
+    def absent(self) -> str:
+        """The sentence for a base that was never converted here."""
+        return (
+            f"base '{self.name}': not on this machine yet; run `adaptmedseg weights convert {self.name}` once (it "
+            f"fetches {self.megabytes} MB), without network after putting {self.original.name} from {self.page} at "
+            f"{self.original}"
+        )
+
+
+# The one place of addresses. Revisions are fixed, so that an address always means the same file; checksums are those
+# that the publisher's pages state.
+_HUB = "https://huggingface.co/BAAI/SegVol"
+_REVISION = "516701d5bef430604a13f5db7ce896149d075663"
+_FIRST_REVISION = "420b0c26655ca9e5820bf1f6ca19be7208e4cdd7"  # the last one with the project's own release
+KNOWN = {
+    weights.name: weights
+    for weights in (
+        KnownWeights(
+            "segvol",
+            f"{_HUB}/resolve/{_REVISION}/pytorch_model.bin",
+            _HUB,
+            724,
+            "500f2758a8f989339b2b2baf09a819169bc87549795193d3cfe505726ac0b399",
+        ),
+        KnownWeights(
+            "segvol-v1",
+            f"{_HUB}/resolve/{_FIRST_REVISION}/SegVol_v1.pth",
+            f"{_HUB}/tree/{_FIRST_REVISION}",
+            1660,
+            "b751dc95f1a0c0c6086c1e6fa7f8a17bbb87635e5226e15f5d156fbd364dbb85",
+        ),
+        KnownWeights(
+            "segvol-encoder",
+            f"{_HUB}/resolve/{_REVISION}/vit_pretrain.ckpt",
+            _HUB,
+            353,
+            "e8d032a3616497b0bbce2d928510d2e6e06b358f98481223b564aa127b07de32",
+        ),
+    )
+}
+
+
+def published_as(sha256: str) -> KnownWeights | None:
+    """The known weights whose publisher states this checksum."""
+    return next((weights for weights in KNOWN.values() if weights.sha256 == sha256), None)
+
+
+def cache_folder() -> Path:
+    """Where fetched weights are kept: the folder named by ADAPTMEDSEG_CACHE, else the platform's for caches."""
+    if os.environ.get(CACHE):
+        return Path(os.environ[CACHE])
+    if sys.platform == "darwin":
+        root = Path.home() / "Library" / "Caches"
+    elif sys.platform == "win32":
+        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "adaptmedseg"
+
+
+def is_offline() -> bool:
+    """Whether ADAPTMEDSEG_OFFLINE forbids the network."""
+    return os.environ.get(OFFLINE, "").strip().lower() not in ("", "0", "false", "no")
+
+
+def fetch(known: KnownWeights, progress: Callable[[int, int], None] | None = None) -> Path:
+    """The publisher's file, from the cache or, the first time, from the network; its checksum is checked either way.
+
+    `progress` takes (bytes had, bytes in all). Raises UserError offline, for a broken connection (what has come is
+    kept, and the next call goes on from there) and for a file whose checksum is another.
+    """
+    path = known.original
+    if not path.exists():
+        by_hand = f"put {path.name} from {known.page} at {path}"
+        if is_offline():
+            raise UserError(
+                f"weights '{known.name}': not here, and {OFFLINE} forbids the network; unset it, or {by_hand}"
+            )
+        download(known.url, path, known.sha256, by_hand, progress)
+    _check(known, path)
+    return path
+
+
+def _check(known: KnownWeights, path: Path) -> None:
+    """Hold a cached file against the publisher's checksum or the one recorded at first sight."""
+    found, note = file_hash(path), path.with_name(path.name + ".json")
+    expected, whose = known.sha256, "the publisher's"
+    if expected is None and note.exists():
+        try:
+            expected, whose = str(json.loads(note.read_text())["sha256"]), f"the one recorded in {note.name}"
+        except (KeyError, TypeError, ValueError):
+            raise UserError(f"{note}: is damaged; delete it to have {path.name} recorded anew") from None
+    if expected is not None and found != expected:
+        raise UserError(
+            f"{path}: its SHA-256 is {found[:12]}…, not {whose} {expected[:12]}…; delete the file and fetch it again"
+        )
+    if not note.exists():
+        record = {"url": known.url, "sha256": found, "bytes": path.stat().st_size, "publisher_sha256": known.sha256}
+        write_atomic(note, json.dumps(record, indent=1) + "\n")

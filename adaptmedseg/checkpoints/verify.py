@@ -1,0 +1,150 @@
+"""Check a model file of this project against itself, and a base against the checkpoint it was made from."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from adaptmedseg.adapters.file import ADAPTER_FORMAT, load_adapter, read_card
+from adaptmedseg.checkpoints.convert import read_source
+from adaptmedseg.checkpoints.foreign import own_format
+from adaptmedseg.checkpoints.positions import resample_weights
+from adaptmedseg.checkpoints.sizes import expected_shapes, patch_grid
+from adaptmedseg.checkpoints.store import BASE_FORMAT, WEIGHTS_HASH, load_base, read_tensors, tensors_hash
+from adaptmedseg.errors import UserError
+from adaptmedseg.models.segvol import HashedTextConfig, SegVolConfig
+
+
+@dataclass
+class Verdict:
+    """`digest`: the weights' hash as found; `notes`: what was checked and holds; `unchecked`: what could not be;
+    `problems`: what does not hold."""
+
+    kind: str
+    digest: str
+    notes: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def verify_file(path: Path, base: str | None = None) -> Verdict:
+    """Check a base or adapter file: names and shapes, finite values, the recorded hash, and an adapter's base.
+
+    Raises UserError for a file that cannot be read or is of another kind.
+    """
+    kind = own_format(path)
+    if kind == ADAPTER_FORMAT:
+        return _verify_adapter(path, base)
+    tensors, metadata = read_tensors(path, BASE_FORMAT)
+    verdict = Verdict("base", tensors_hash(tensors))
+    expected = expected_shapes(_config_of(path, metadata))
+    odd = sorted(expected.keys() ^ tensors.keys())
+    odd += [name for name, shape in expected.items() if name in tensors and tuple(tensors[name].shape) != shape]
+    if odd:
+        verdict.problems.append(f"{len(odd)} tensors don't fit the configuration, the first is {odd[0]}")
+    else:
+        verdict.notes.append(f"{len(tensors)} tensors fit the configuration")
+    _check_values(verdict, tensors)
+    recorded = metadata.get(WEIGHTS_HASH)
+    if recorded is None:
+        verdict.unchecked.append("the hash, for none was recorded when the file was written")
+    elif recorded == verdict.digest:
+        verdict.notes.append("the weights' hash is the one recorded")
+    else:
+        verdict.problems.append(f"the weights' hash is not the recorded {recorded}")
+    return verdict
+
+
+def compare(path: Path, original: Path, given: Mapping[str, object]) -> Verdict:
+    """Compare a base, tensor by tensor and bit by bit, with the checkpoint it was made from.
+
+    A base of another input size is compared with the checkpoint's weights resampled to it.
+    """
+    tensors, metadata = read_tensors(path, BASE_FORMAT)
+    verdict = Verdict("base", tensors_hash(tensors))
+    target = _config_of(path, metadata)
+    own = {name: value for name, value in _flat(target).items() if name.endswith(("num_heads", "patch_size"))}
+    if isinstance(target.text, HashedTextConfig):
+        own["text.kind"] = "hashed"
+    source = read_source(original, own | _source_size(metadata, target) | dict(given))
+    config = source.sizes.config()
+    wanted: dict[str, Tensor] = {name: tensor.float() for name, tensor in source.tensors.items()}
+    if config.spatial_size != target.spatial_size:
+        stand_in = {name: tensors[name] for name in source.new if name in tensors}
+        wanted = resample_weights({**stand_in, **wanted}, patch_grid(config), patch_grid(target))
+        wanted = {name: wanted[name] for name in source.tensors}
+        verdict.notes.append(f"positions and norms resampled from {config.spatial_size} to {target.spatial_size}")
+    different: dict[str, float] = {}
+    for name, tensor in wanted.items():
+        found = tensors.get(name)
+        if found is None or found.shape != tensor.shape:
+            different[name] = float("inf")
+        elif not torch.equal(found.float(), tensor):
+            different[name] = float((found.float() - tensor).abs().max())
+    equal = len(wanted) - len(different)
+    verdict.notes.append(f"{equal} of {len(wanted)} tensors of {original.name} are equal to the bit")
+    if source.new:
+        verdict.unchecked.append(f"{len(source.new)} tensors that are not in {original.name} at all")
+    if different:
+        worst = max(different, key=lambda name: different[name])
+        verdict.problems.append(
+            f"{len(different)} tensors differ from {original.name}, most {worst}: by up to {different[worst]:.3g}"
+        )
+    return verdict
+
+
+def _verify_adapter(path: Path, base: str | None) -> Verdict:
+    card = read_card(path)
+    tensors, _ = read_tensors(path, ADAPTER_FORMAT)
+    verdict = Verdict("adapter", tensors_hash(tensors))
+    _check_values(verdict, tensors)
+    try:
+        model, _ = load_base(base or card.base)
+    except UserError as error:
+        if base is not None:
+            raise
+        verdict.unchecked.append(f"shapes, for its base, of hash {card.base_hash}, is not here ({error})")
+        return verdict
+    try:
+        load_adapter(path, model)
+    except UserError as error:
+        verdict.problems.append(str(error))
+    else:
+        verdict.notes.append(
+            f"{len(tensors)} tensors fit its base '{base or card.base}', whose hash is the recorded one"
+        )
+    return verdict
+
+
+def _check_values(verdict: Verdict, tensors: Mapping[str, Tensor]) -> None:
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        verdict.problems.append(f"{len(bad)} tensors hold values that are not finite, the first is {bad[0]}")
+    else:
+        verdict.notes.append("all values are finite")
+
+
+def _config_of(path: Path, metadata: Mapping[str, str]) -> SegVolConfig:
+    try:
+        return SegVolConfig.model_validate_json(metadata["config"])
+    except (KeyError, ValidationError):
+        raise UserError(f"{path}: its model card is damaged; copy or download the file again") from None
+
+
+def _source_size(metadata: Mapping[str, str], target: SegVolConfig) -> dict[str, object]:
+    """The input size that the checkpoint had, as the card tells it."""
+    try:
+        card = json.loads(metadata.get("card", "{}"))
+    except json.JSONDecodeError:
+        return {}
+    return {"spatial_size": tuple(card.get("resampled_from", target.spatial_size))}
+
+
+def _flat(config: SegVolConfig) -> dict[str, object]:
+    values = dict(config)
+    text = values.pop("text")
+    return values | {f"text.{name}": value for name, value in dict(text).items() if name != "kind"}

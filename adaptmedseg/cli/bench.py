@@ -1,0 +1,91 @@
+"""`adaptmedseg bench`: what things cost on this machine."""
+
+from typing import Annotated
+
+import torch
+import typer
+
+from adaptmedseg.bench.inference import SIZES, STRUCTURES, BenchResult, BenchSettings, Way, run_bench
+from adaptmedseg.cli.common import Device, console
+from adaptmedseg.device import pick_device
+from adaptmedseg.errors import UserError
+
+app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True, rich_markup_mode=None)
+WAYS: tuple[Way, ...] = ("plain", "shared", "ours")
+
+
+@app.callback()
+def _group() -> None:
+    """Keeps `inference` a subcommand, for more are to come."""
+
+
+@app.command()
+def inference(
+    size: Annotated[str, typer.Option(help=f"Size of the model: {' or '.join(SIZES)}.")] = "released",
+    shape: Annotated[str, typer.Option(help="Voxels of the volume, d,h,w.")] = "96,256,256",
+    structures: Annotated[int, typer.Option(help="Structures asked.", min=1, max=len(STRUCTURES))] = 13,
+    ways: Annotated[str, typer.Option(help="Of plain, shared, ours; separated by commas.")] = ",".join(WAYS),
+    device: Device = "auto",
+) -> None:
+    """Time zoom-out-zoom-in of several structures: the plain way against sharing alone and against all we do.
+
+    Weights are random, the same in every way, with logits shifted so that each structure covers a fifth of the view.
+
+    \b
+    Examples:
+      adaptmedseg bench inference
+      adaptmedseg bench inference --shape 300,512,512 --ways ours     (peak memory of a large volume)
+      adaptmedseg bench inference --size small --structures 3         (seconds)
+    """
+    if size not in SIZES:
+        raise UserError(f"--size {size}: choose one of {', '.join(SIZES)}")
+    chosen = tuple(way for way in WAYS if way in ways.split(","))
+    unknown = set(ways.split(",")) - set(WAYS)
+    if unknown or not chosen:
+        raise UserError(f"--ways {ways}: choose of {', '.join(WAYS)}, separated by commas")
+    settings = BenchSettings(size, parse_shape(shape), structures, str(pick_device(device)))
+    result = run_bench(settings, chosen, lambda text: console.print(text, style="dim"))
+    for line in report(result):
+        print(line)
+
+
+def parse_shape(text: str) -> tuple[int, int, int]:
+    """'96,256,256' to three sizes. UserError for anything else."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise UserError(f"--shape {text}: give three positive numbers d,h,w, such as 96,256,256")
+    d, h, w = (int(part) for part in parts)
+    return d, h, w
+
+
+def report(result: BenchResult) -> list[str]:
+    """The figures as lines of text."""
+    settings = result.settings
+    d, h, w = settings.shape
+    lines = [
+        f"{settings.structures} structures, {d}×{h}×{w} voxels, model size {settings.size}, {settings.device}, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}",
+        f"{'way':8} {'seconds':>9} {'encode':>8} {'decode':>8} {'views':>6} {'prompts':>8} {'peak GB':>8} "
+        f"{'plain÷':>7} {'logits ±':>9} {'min Dice':>9}",
+    ]
+    plain = result.ways.get("plain")
+    for name, way in result.ways.items():
+        ratio = f"{plain.seconds / way.seconds:7.1f}" if plain else f"{'':7}"
+        agreement = (
+            f"{result.logit_difference[name]:9.2g} {result.smallest_dice[name]:9.5f}" if plain else f"{'':9} {'':9}"
+        )
+        lines.append(
+            f"{name:8} {way.seconds:9.2f} {way.encode:8.2f} {way.decode:8.2f} {way.views:6} {way.decodings:8} "
+            f"{way.peak_bytes / 1e9:8.2f} {ratio} {agreement}"
+        )
+    ours = result.ways.get("ours")
+    if ours and ours.share and ours.first_prompt and ours.second_prompt:
+        share = ours.share
+        lines += [
+            f"second prompt on the same image: {ours.second_prompt:.3f} s, "
+            f"{ours.second_prompt / ours.first_prompt:.1%} of the first one's {ours.first_prompt:.3f} s",
+            f"encoder, one view, bf16: {share.seconds:.3f} s, {share.encoder / 1e9:.0f} GFLOP/s; bare products of its "
+            f"shapes {share.alike / 1e9:.0f} GFLOP/s (encoder {share.encoder / share.alike:.0%} of it), its widest one "
+            f"{share.wide / 1e9:.0f} GFLOP/s ({share.encoder / share.wide:.0%})",
+        ]
+    return lines

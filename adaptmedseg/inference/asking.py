@@ -1,0 +1,66 @@
+"""What a model can be asked, and how to say afterwards how it was asked."""
+
+from __future__ import annotations
+
+from adaptmedseg.errors import UserError
+from adaptmedseg.inference.loading import LoadedModel
+from adaptmedseg.inference.prompt_file import PromptSet, StructurePrompts, text_prompt_set
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.unet import ReferenceUNet
+
+FIXED_OUTPUT = "none (a fixed output)"
+
+
+def task_tokens(loaded: LoadedModel, modality: str) -> list[str]:
+    """The structures that have a task token for images of a modality."""
+    model = loaded.model
+    if not isinstance(model, AdaptedSegVol) or model.priors is None or not model.is_adapted(modality):
+        return []
+    return list(model.tasks)
+
+
+def automatic_prompts(loaded: LoadedModel, modality: str) -> PromptSet:
+    """Everything that the model knows by itself: its task tokens (with their names, as in training) or its outputs.
+
+    Raises:
+        UserError: it has to be told what to segment.
+    """
+    known = task_tokens(loaded, modality)
+    if isinstance(loaded.model, ReferenceUNet):
+        known = list(loaded.model.structures)
+    if not known:
+        raise UserError(
+            f"the model ({loaded.lineage}) has no task tokens for {modality} and must be told what to segment; give "
+            "--structures NAMES or --prompts FILE"
+        )
+    return text_prompt_set(known, "automatic mode")
+
+
+def check_prompts(loaded: LoadedModel, modality: str, prompts: PromptSet) -> None:
+    """UserError where a model cannot be asked in this way."""
+    tokens = task_tokens(loaded, modality)
+    fixed = isinstance(loaded.model, ReferenceUNet)
+    for index, entry in enumerate(prompts.prompts):
+        place = prompts.place(index)
+        if fixed and (entry.points or entry.box or not entry.text):
+            raise UserError(f"{place}: a U-Net has fixed outputs and takes no points or boxes; ask it by name alone")
+        if entry.task and entry.structure not in tokens:
+            known = f"only for {', '.join(tokens)}" if tokens else f"none for {modality}"
+            raise UserError(f"{place}: task is true, but the model has task tokens {known}; leave task out")
+        if entry.task is False and entry.structure in tokens:
+            raise UserError(
+                f"{place}: task is false, but this adapter always uses its task token; leave task out, or ask the base"
+            )
+
+
+def prompt_origin(loaded: LoadedModel, modality: str, entry: StructurePrompts) -> str:
+    """How a structure was asked, for example "text + task token + user box"."""
+    if isinstance(loaded.model, ReferenceUNet):
+        return FIXED_OUTPUT
+    ways = {
+        "text": entry.text,
+        "task token": entry.structure in task_tokens(loaded, modality),
+        "user points": bool(entry.points),
+        "user box": entry.box is not None,
+    }
+    return " + ".join(way for way, used in ways.items() if used)

@@ -1,0 +1,236 @@
+"""Zoom-out-zoom-in: the reference's numbers, and the laws that windows and prompts keep."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_golden_segvol import model_of
+from torch import Tensor, nn
+
+from adaptmedseg.data.normalise import crop_slices, segvol_normalise
+from adaptmedseg.inference.segmenter import CropSegmenter
+from adaptmedseg.inference.settings import InferenceSettings
+from adaptmedseg.inference.zoom import Region, Window, prompt_in_window, windows_over
+from adaptmedseg.models.prompts import Prompts, StructurePrompt
+from adaptmedseg.models.segvol import SegVol
+
+PLAIN = InferenceSettings(bf16=False)
+
+
+class Shifted(nn.Module):
+    """A model whose logits are lower by a constant, as the reference's numbers were made."""
+
+    def __init__(self, model: SegVol, shift: float):
+        super().__init__()
+        self.model, self.shift = model, shift
+
+    def embed(self, image: Tensor, modalities: list[str]) -> Tensor:
+        return self.model.embed(image, modalities)
+
+    def segment(self, embedding: Tensor, prompts: Prompts) -> Tensor:
+        return self.model.segment(embedding, prompts) - self.shift
+
+
+@pytest.mark.golden
+@pytest.mark.realdata
+@pytest.mark.parametrize("kind", ["text", "text_box"])
+@pytest.mark.parametrize("volume", ["ct", "mr"])
+def test_zoom_agrees_with_the_reference(golden_dir: Path, shared_data: Path, volume: str, kind: str) -> None:
+    spec = json.loads((golden_dir / "segvol-tiny.json").read_text())
+    arrays = np.load(golden_dir / f"zoom-{volume}-{kind}.npz")
+    path = shared_data / "ct-mr" / json.loads((golden_dir / f"preprocess-{volume}.json").read_text())["image"]
+    normalised, crop = segvol_normalise(np.asarray(nib.load(path).dataobj, dtype=np.float32).transpose(2, 1, 0))
+    image = np.ascontiguousarray(normalised[crop_slices(crop)])
+    assert image.shape == tuple(arrays["shape"])
+    model = Shifted(model_of(spec["config"], spec["salt"]), float(arrays["logit_shift"]))
+    size = tuple(spec["config"]["spatial_size"])
+    segmenter = CropSegmenter(model, size, "nearest-exact", torch.device("cpu"), PLAIN, lattice="region")
+    segmenter.set_crop(image, "CT")
+    box = None
+    if kind == "text_box":  # the reference's box is in voxels of the view
+        view_box = torch.from_numpy(arrays["box"]).reshape(2, 3)
+        scale = torch.tensor(image.shape) / torch.tensor(size)
+        box = (view_box + 0.5) * scale - 0.5
+    (result,) = segmenter.segment([StructurePrompt("liver", box=box)], zoom=True)
+    assert result.windows > 1
+    assert int((result.logits > 0).sum()) == int(arrays["positive_voxels"])
+    np.testing.assert_allclose(result.logits[::2, ::2, ::2], arrays["logits"], atol=1e-4, rtol=0)
+
+
+class Threshold:
+    """A model that says where its view is bright, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.encoded = 0
+        self.asked: list[Prompts] = []
+
+    def embed(self, image: Tensor, modalities: list[str]) -> Tensor:
+        self.encoded += len(image)
+        return image[:, 0].clone()
+
+    def segment(self, embedding: Tensor, prompts: Prompts) -> Tensor:
+        self.asked.append(prompts)
+        return 20 * (embedding[prompts.image_index] - 0.5)
+
+
+SIZE = (4, 8, 8)
+
+
+def volume(shape: tuple[int, int, int], *blobs: tuple[slice, slice, slice]) -> np.ndarray:
+    image = np.full(shape, 0.1, np.float32)
+    for blob in blobs:
+        image[blob] = 0.9
+    return image
+
+
+def segmenter_of(model: object, lattice: str = "volume", **chosen: int) -> CropSegmenter:
+    return CropSegmenter(
+        model, SIZE, "nearest-exact", torch.device("cpu"), InferenceSettings(bf16=False, **chosen), lattice
+    )
+
+
+BLOB = (slice(4, 9), slice(10, 17), slice(21, 30))  # its outermost voxels lie in view voxels that show it
+
+
+@pytest.mark.parametrize("lattice", ["region", "volume"])
+def test_the_second_look_has_the_volumes_own_resolution(lattice: str) -> None:
+    image = volume((12, 24, 40), BLOB)
+    segmenter = segmenter_of(Threshold(), lattice)
+    segmenter.set_crop(image, "CT")
+    (coarse,) = segmenter.segment([StructurePrompt("liver")])
+    (fine,) = segmenter.segment([StructurePrompt("liver")], zoom=True)
+    assert coarse.windows == 0
+    assert not np.array_equal(coarse.logits > 0, image > 0.5)
+    np.testing.assert_array_equal(fine.logits > 0, image > 0.5)
+
+
+def test_windows_are_encoded_once_for_all_structures_and_questions() -> None:
+    model = Threshold()
+    segmenter = segmenter_of(model)
+    segmenter.set_crop(volume((12, 24, 40), BLOB), "CT")
+    first = [r.logits for r in segmenter.segment([StructurePrompt("liver")], zoom=True)]
+    encoded = model.encoded
+    names = ["liver", "spleen", "left kidney"]
+    again = [r.logits for r in segmenter.segment([StructurePrompt(n) for n in names], zoom=True)]
+    assert model.encoded == encoded
+    assert all(np.array_equal(first[0], logits) for logits in again)
+
+
+@pytest.mark.parametrize("chosen", [{"window_batch": 3}, {"cache_bytes": 1}])
+def test_the_answer_depends_on_no_setting(chosen: dict[str, int]) -> None:
+    image = np.random.default_rng(0).random((13, 29, 33), dtype=np.float32)
+    answers = []
+    for each in ({}, chosen):
+        segmenter = segmenter_of(Threshold(), **each)
+        segmenter.set_crop(image, "CT")
+        answers.append(next(segmenter.segment([StructurePrompt("liver")], zoom=True)).logits)
+    np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
+
+
+def test_structures_asked_together_are_answered_as_alone(tiny_base: SegVol) -> None:
+    image = np.random.default_rng(1).random((20, 50, 60), dtype=np.float32)
+    segmenter = CropSegmenter(tiny_base, (8, 32, 32), "nearest-exact", torch.device("cpu"), PLAIN)
+    segmenter.set_crop(image, "CT")
+    box = torch.tensor([[2.0, 5.0, 6.0], [14.0, 40.0, 50.0]])
+    point = torch.tensor([[9.0, 20.0, 30.0]])
+    prompts = [
+        StructurePrompt("liver"),
+        StructurePrompt("spleen", box=box),
+        StructurePrompt("prostate", text=False, points=point, labels=torch.tensor([1])),
+        StructurePrompt("bladder"),
+    ]
+    together = list(segmenter.segment(prompts, zoom=True))
+    for prompt, result in zip(prompts, together, strict=True):
+        (alone,) = segmenter.segment([prompt], zoom=True)
+        np.testing.assert_allclose(result.logits, alone.logits, atol=1e-5)
+        assert result.windows == alone.windows
+
+
+def test_nothing_found_is_said_and_the_coarse_look_stands() -> None:
+    segmenter = segmenter_of(Threshold())
+    segmenter.set_crop(volume((12, 24, 40)), "CT")
+    (result,) = segmenter.segment([StructurePrompt("liver")], zoom=True)
+    assert not result.found
+    assert result.windows == 0
+    assert (result.logits < 0).all()
+
+
+def test_a_volume_smaller_than_the_window_keeps_its_prompts_in_place() -> None:
+    model = Threshold()
+    segmenter = segmenter_of(model)
+    image = volume((2, 5, 40), (slice(0, 1), slice(1, 4), slice(2, 6)))
+    segmenter.set_crop(image, "CT")
+    box = torch.tensor([[0.0, 1.0, 2.0], [0.0, 3.0, 5.0]])
+    (result,) = segmenter.segment([StructurePrompt("liver", box=box)], zoom=True)
+    np.testing.assert_array_equal(result.logits > 0, image > 0.5)
+    assert result.windows == 1
+    # Two rows of zeros stand before the volume along h and one slice along d: the box moves with them.
+    assert model.asked[-1].boxes is not None
+    np.testing.assert_allclose(model.asked[-1].boxes[0], [[1, 2, 2], [1, 4, 5]])
+
+
+def test_a_window_is_asked_what_reaches_into_it() -> None:
+    window = Window((0, 8, 8), Region((0, 0, 0), (12, 24, 40)))
+    foreground = torch.zeros(12, 24, 40, dtype=torch.bool)
+    foreground[1:3, 9:12, 14:20] = True
+    points = torch.tensor([[1.0, 10.0, 9.0], [1.0, 10.0, 30.0]])
+    clicked = StructurePrompt("liver", False, points, torch.tensor([1, 0]))
+    asked = prompt_in_window(clicked, window, SIZE, foreground, only_window=False)
+    assert asked is not None
+    assert asked.points is not None
+    assert asked.labels is not None
+    assert asked.box is not None
+    assert asked.points.tolist() == [[1, 2, 1]]
+    assert asked.labels.tolist() == [1]
+    assert asked.box.tolist() == [[1, 1, 6], [2, 3, 7]]
+    elsewhere = Window((8, 0, 0), window.bounds)
+    assert prompt_in_window(clicked, elsewhere, SIZE, foreground, only_window=False) is None
+    named = StructurePrompt("liver", True, points, torch.tensor([1, 0]))
+    assert prompt_in_window(named, elsewhere, SIZE, foreground, only_window=False) == StructurePrompt("liver")
+
+
+@st.composite
+def regions(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], Region]:
+    shape, size, start, stop = [], [], [], []
+    for _ in range(3):
+        full, window = draw(st.integers(1, 40)), draw(st.integers(1, 16))
+        low = draw(st.integers(0, full - 1))
+        shape.append(full)
+        size.append(window)
+        start.append(low)
+        stop.append(draw(st.integers(low + 1, full)))
+    return tuple(shape), tuple(size), Region(tuple(start), tuple(stop))
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=regions(), lattice=st.sampled_from(["region", "volume"]))
+def test_windows_cover_the_region_and_cut_what_lies_there(case: tuple, lattice: str) -> None:
+    shape, size, region = case
+    image = torch.arange(1, int(np.prod(shape)) + 1).reshape(shape)
+    seen = torch.zeros(shape, dtype=torch.bool)
+    windows = windows_over(region, shape, size, lattice)
+    assert len(set(windows)) == len(windows)
+    for window in windows:
+        cut = window.cut(image, size)
+        assert cut.shape == size
+        inside = window.inside(size)
+        seen[inside.slices] = True
+        assert (cut > 0).sum() == int(np.prod(inside.shape))
+        local = tuple(slice(a - o, b - o) for a, b, o in zip(inside.start, inside.stop, window.start, strict=True))
+        assert torch.equal(cut[local], image[inside.slices])
+    assert seen[region.slices].all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(case=regions())
+def test_the_volumes_lattice_is_shared_by_all_regions(case: tuple) -> None:
+    shape, size, region = case
+    everywhere = set(windows_over(Region((0, 0, 0), shape), shape, size, "volume"))
+    assert set(windows_over(region, shape, size, "volume")) <= everywhere
