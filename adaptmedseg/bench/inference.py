@@ -20,12 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from adaptmedseg.bench.products import EncoderShare, encoder_share
+from adaptmedseg.data.maps import write_probabilities
+from adaptmedseg.data.volume import Grid
 from adaptmedseg.device import keep_freed_memory
+from adaptmedseg.inference.loading import LoadedModel
 from adaptmedseg.inference.precision import hold_products_in_bf16
+from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.inference.settings import InferenceSettings
 from adaptmedseg.models.prompts import Prompts, StructurePrompt
-from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, Size3
+from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, SegVolConfig, Size3
 from adaptmedseg.modules import vit
 
 Way = Literal["plain", "shared", "ours"]
@@ -64,22 +68,21 @@ class WayResult:
     share: EncoderShare | None = None
 
 
-class Counting(nn.Module):
+class Counting(SegVol):
     """A SegVol with random weights whose logits are shifted so that every structure has a foreground; it counts."""
 
-    def __init__(self, model: SegVol):
-        super().__init__()
-        self.model = model
+    def __init__(self, config: SegVolConfig):
+        super().__init__(config)
         self.shift: dict[str, float] = {}
         self.views = self.decodings = 0
 
     def embed(self, image: Tensor, modalities: list[str]) -> Tensor:
         self.views += len(image)
-        return self.model.embed(image, modalities)
+        return super().embed(image, modalities)
 
-    def segment(self, embedding: Tensor, prompts: Prompts) -> Tensor:
+    def segment(self, embedding: Tensor, prompts: Prompts, prototypes: Tensor | None = None) -> Tensor:
         self.decodings += len(prompts)
-        logits = self.model.segment(embedding, prompts).float()
+        logits = super().segment(embedding, prompts, prototypes).float()
         shift = torch.tensor([self.shift.get(name, 0.0) for name in prompts.structures], device=logits.device)
         return logits - shift[:, None, None, None]
 
@@ -115,7 +118,7 @@ def plain_attention():
 def build_model(settings: BenchSettings) -> Counting:
     """Random weights by seed 0; shifted by what the plain numerics say of the view."""
     torch.manual_seed(0)
-    model = Counting(SegVol(SIZES[settings.size]).eval().to(settings.device))
+    model = Counting(SIZES[settings.size]).eval().to(settings.device)
     segmenter = _segmenter(model, settings, InferenceSettings(bf16=False))
     segmenter.set_crop(bench_volume(settings.shape), "CT")
     for name in STRUCTURES[: settings.structures]:
@@ -178,8 +181,8 @@ def measure(way: Way, settings: BenchSettings, folder: Path) -> WayResult:
     seconds = time.perf_counter() - started
     views, decodings, peak = model.views, model.decodings, peak_bytes(settings.device)
     if way == "ours":
-        extra = _interactive(model, settings)
-        extra["share"] = encoder_share(model.model, settings.device)
+        extra = _interactive(model, settings, folder)
+        extra["share"] = encoder_share(model, settings.device)
     return WayResult(way, seconds, stages["encode"], stages["decode"], views, decodings, peak, **extra)  # type: ignore[arg-type]
 
 
@@ -190,17 +193,23 @@ def _warm_up(model: Counting, settings: BenchSettings) -> None:
     model.views = model.decodings = 0
 
 
-def _interactive(model: Counting, settings: BenchSettings) -> dict[str, object]:
-    """Seconds of a first prompt on a new image, and of a click more on the same structure of it."""
-    click = torch.tensor([[n / 2 for n in settings.shape]])
-    segmenter = _segmenter(model, settings, InferenceSettings())
+def _interactive(model: Counting, settings: BenchSettings, folder: Path) -> dict[str, object]:
+    """Seconds from a file to the mask of a first prompt, and of a click more on the same structure of the image."""
+    path = folder / "volume.nii"
+    d, h, w = settings.shape
+    write_probabilities(path, bench_volume(settings.shape), Grid((w, h, d), np.diag([1.0, 1.0, 1.0, 1.0])))
+    config = SIZES[settings.size]
+    loaded = LoadedModel(model, config.spatial_size, config.resize, [], frozenset(), {}, "random weights", True)
+    predictor = Predictor(loaded, torch.device(settings.device))
     started = time.perf_counter()
-    segmenter.set_crop(bench_volume(settings.shape), "CT")
-    list(segmenter.segment([StructurePrompt("liver")], zoom=True))
+    predictor.set_image(path, "CT")
+    predictor.predict(["liver"])
     first = time.perf_counter() - started
-    asked = StructurePrompt("liver", points=click, labels=torch.tensor([1]))
+    click = {"position": [w // 2, h // 2, d // 2], "label": "positive"}
+    entry = {"structure": "liver", "points": [click]}
+    prompts = predictor.parse({"version": 1, "space": "voxel", "prompts": [entry]})
     started = time.perf_counter()
-    list(segmenter.segment([asked], zoom=True))
+    predictor.predict(prompts=prompts)
     return {"first_prompt": first, "second_prompt": time.perf_counter() - started}
 
 

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from adaptmedseg.modules.text import ClipTransformer
+
 PRODUCTS = (nn.Linear, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
@@ -20,10 +22,12 @@ def hold_products_in_bf16(model: nn.Module) -> None:
     """Store the weights of matrix products in bfloat16, for a model that will only ever answer in that format.
 
     Autocast would convert them at every call; the answers are the same, the weights take half the memory. The float32
-    weights are gone afterwards: hashes have to be taken before.
+    weights are gone afterwards: hashes have to be taken before. CLIP's tower stays as it is: it runs once a name, in
+    float32.
     """
+    spared = {module for tower in model.modules() if isinstance(tower, ClipTransformer) for module in tower.modules()}
     for module in model.modules():
-        if isinstance(module, PRODUCTS):
+        if isinstance(module, PRODUCTS) and module not in spared:
             for parameter in module.parameters(recurse=False):
                 parameter.data = parameter.data.to(torch.bfloat16)
                 parameter.requires_grad_(False)

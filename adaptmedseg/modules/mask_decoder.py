@@ -43,6 +43,11 @@ class DecoderOutput:
     text_weight: Tensor | None
 
 
+def _narrow(x: Tensor) -> Tensor:
+    """x in autocast's format, where that is on."""
+    return x.to(torch.get_autocast_dtype(x.device.type)) if torch.is_autocast_enabled(x.device.type) else x
+
+
 class MaskDecoder(nn.Module):
     """Image embedding and prompt tokens to mask logits at four times the resolution of the embedding."""
 
@@ -85,7 +90,9 @@ class MaskDecoder(nn.Module):
             image, image_index = image[image_index], torch.arange(len(dense), device=dense.device)
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
-        queries, keys = self.transformer(image + dense, position, tokens, image_index)
+        # The image's tokens are the wide stream: under autocast it flows in the narrow format, which halves what moves
+        # through memory; only two blocks add to it.
+        queries, keys = self.transformer(_narrow(image + dense), _narrow(position), tokens, image_index)
         mask_tokens = queries[:, 1 : 1 + NUM_MASK_TOKENS]
         text_weight = None if text is None else self.txt_align_upscaled_embedding(text)
         return DecoderOutput(queries[:, 0], mask_tokens, self.output_upscaling(keys), text_weight)

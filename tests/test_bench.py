@@ -1,0 +1,67 @@
+"""The benchmark measures what it says: ways that agree, views that are counted, and a report that holds the figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adaptmedseg.bench import inference as bench
+from adaptmedseg.bench.products import encoder_share
+from adaptmedseg.cli.bench import parse_shape, report
+from adaptmedseg.errors import UserError
+from adaptmedseg.inference.precision import hold_products_in_bf16, holds_bf16
+from adaptmedseg.models.segvol import SegVol, SegVolConfig
+
+SETTINGS = bench.BenchSettings("tiny", (12, 40, 48), 3, "cpu")
+
+
+@pytest.fixture(autouse=True)
+def _tiny_size(tiny_config: SegVolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(bench.SIZES, "tiny", tiny_config)
+
+
+def test_sharing_changes_the_cost_and_not_the_answer(tmp_path: Path) -> None:
+    ways = {way: bench.measure(way, SETTINGS, tmp_path) for way in ("plain", "shared", "ours")}
+    logits = {way: np.load(tmp_path / f"{way}.npy") for way in ways}
+    np.testing.assert_allclose(logits["shared"], logits["plain"], atol=1e-4)
+    assert ways["plain"].views > ways["shared"].views == ways["ours"].views
+    assert ways["plain"].decodings == ways["shared"].decodings
+    shares = [float((structure > 0).mean()) for structure in logits["plain"]]
+    assert all(0.02 < share < 0.9 for share in shares)
+    ours = ways["ours"]
+    assert ours.share is not None
+    assert ours.share.encoder > 0
+    lines = report(bench.BenchResult(SETTINGS, ways, dict.fromkeys(ways, 0.0), dict.fromkeys(ways, 1.0)))
+    assert len(lines) == 7
+
+
+def test_plain_attention_is_the_same_attention(tiny_base: SegVol) -> None:
+    image = torch.rand(1, 1, *tiny_base.config.spatial_size)
+    with torch.inference_mode():
+        usual = tiny_base.encode_image(image)
+        with bench.plain_attention():
+            plain = tiny_base.encode_image(image)
+    torch.testing.assert_close(usual, plain, atol=1e-5, rtol=1e-5)
+
+
+def test_products_in_bf16_answer_as_autocast_does(tiny_config: SegVolConfig) -> None:
+    torch.manual_seed(0)
+    model = SegVol(tiny_config).eval()
+    image = torch.rand(1, 1, *tiny_config.spatial_size)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        before = model.encode_image(image)
+        hold_products_in_bf16(model)
+        after = model.encode_image(image)
+        assert encoder_share(model, "cpu").seconds > 0
+    assert holds_bf16(model)
+    torch.testing.assert_close(before, after, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("text", ["96,256", "a,b,c", "0,1,2", "-1,2,3", "1,2,3,4", ""])
+def test_shapes_that_are_none(text: str) -> None:
+    with pytest.raises(UserError, match="--shape"):
+        parse_shape(text)
+    assert parse_shape("96, 256,256") == (96, 256, 256)
