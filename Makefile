@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
 FOLDS ?= 0 1 2 3 4
-MINUTES ?= 3
-CT_MINUTES ?= 6
+MINUTES ?= 3.3
+CT_MINUTES ?= 5
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-slow lint format base real clean

@@ -249,3 +249,8 @@ def test_devices() -> None:
     assert pick_device("auto").type in {"cpu", "cuda", "mps"}
     with pytest.raises(UserError, match=r"--device abacus: .*choose one of auto, .*cpu"):
         pick_device("abacus")
+
+
+def test_others_may_read_a_model_file(tiny_base: SegVol, tmp_path: Path) -> None:
+    save_base(tmp_path / "base.safetensors", tiny_base, {"name": "tiny"})
+    assert (tmp_path / "base.safetensors").stat().st_mode & 0o444 == 0o444

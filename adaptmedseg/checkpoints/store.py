@@ -33,6 +33,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(contiguous, temporary, metadata)
+        temporary.chmod(0o644)  # safetensors leaves it to its owner alone, and models are shared
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
