@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 from accelerate import Accelerator
@@ -117,9 +118,10 @@ class Trainer:
         self, validate: Validate | None = None, validations: int = 0, progress: Progress | None = None
     ) -> TrainResult:
         """Train until the budget is spent. `validate` runs `validations` times, evenly spread, on the averaged weights;
-        its time does not count against a budget in minutes."""
+        neither its time nor the start of the workers counts against a budget in minutes."""
         result, recent, clock, checks = TrainResult(), [], 0.0, 0
-        batches = iter(self.loader)
+        made = iter(self.loader)
+        batches = chain([next(made)], made)
         while (done := self._progress(result.steps, clock / 60)) < 1:
             started = time.perf_counter()
             self._set_learning_rate(done)
