@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adaptmedseg.data.normalise import crop_slices, segvol_normalise
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.inference.settings import InferenceSettings
-from adaptmedseg.inference.zoom import Region, Window, prompt_in_window, windows_over
+from adaptmedseg.inference.zoom import Region, Window, plan_zoom, prompt_in_window, window_counts
 from adaptmedseg.models.prompts import Prompts, StructurePrompt
 from adaptmedseg.models.segvol import SegVol
 
@@ -182,7 +182,7 @@ def test_a_window_is_asked_what_reaches_into_it() -> None:
     foreground[1:3, 9:12, 14:20] = True
     points = torch.tensor([[1.0, 10.0, 9.0], [1.0, 10.0, 30.0]])
     clicked = StructurePrompt("liver", False, points, torch.tensor([1, 0]))
-    asked = prompt_in_window(clicked, window, SIZE, foreground, only_window=False)
+    asked = prompt_in_window(clicked, window, SIZE, foreground, fits=False)
     assert asked is not None
     assert asked.points is not None
     assert asked.labels is not None
@@ -191,9 +191,9 @@ def test_a_window_is_asked_what_reaches_into_it() -> None:
     assert asked.labels.tolist() == [1]
     assert asked.box.tolist() == [[1, 1, 6], [2, 3, 7]]
     elsewhere = Window((8, 0, 0), window.bounds)
-    assert prompt_in_window(clicked, elsewhere, SIZE, foreground, only_window=False) is None
+    assert prompt_in_window(clicked, elsewhere, SIZE, foreground, fits=False) is None
     named = StructurePrompt("liver", True, points, torch.tensor([1, 0]))
-    assert prompt_in_window(named, elsewhere, SIZE, foreground, only_window=False) == StructurePrompt("liver")
+    assert prompt_in_window(named, elsewhere, SIZE, foreground, fits=False) == StructurePrompt("liver")
 
 
 @st.composite
@@ -209,15 +209,23 @@ def regions(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], Region]:
     return tuple(shape), tuple(size), Region(tuple(start), tuple(stop))
 
 
+def blob_of(shape: tuple[int, ...], region: Region) -> torch.Tensor:
+    foreground = torch.zeros(shape, dtype=torch.bool)
+    foreground[region.slices] = True
+    return foreground
+
+
 @settings(max_examples=60, deadline=None)
 @given(case=regions(), lattice=st.sampled_from(["region", "volume"]))
-def test_windows_cover_the_region_and_cut_what_lies_there(case: tuple, lattice: str) -> None:
-    shape, size, region = case
+def test_windows_cover_the_foreground_and_cut_what_lies_there(case: tuple, lattice: str) -> None:
+    shape, size, blob = case
     image = torch.arange(1, int(np.prod(shape)) + 1).reshape(shape)
+    plan = plan_zoom(blob_of(shape, blob), size, lattice)
+    assert plan is not None
+    assert plan.fits == all(n <= s for n, s in zip(blob.shape, size, strict=True))
     seen = torch.zeros(shape, dtype=torch.bool)
-    windows = windows_over(region, shape, size, lattice)
-    assert len(set(windows)) == len(windows)
-    for window in windows:
+    assert len(set(plan.windows)) == len(plan.windows)
+    for window in plan.windows:
         cut = window.cut(image, size)
         assert cut.shape == size
         inside = window.inside(size)
@@ -225,12 +233,54 @@ def test_windows_cover_the_region_and_cut_what_lies_there(case: tuple, lattice: 
         assert (cut > 0).sum() == int(np.prod(inside.shape))
         local = tuple(slice(a - o, b - o) for a, b, o in zip(inside.start, inside.stop, window.start, strict=True))
         assert torch.equal(cut[local], image[inside.slices])
-    assert seen[region.slices].all()
+    assert seen[plan.region.slices].all()
+    assert seen[blob.slices].all()
+    counts = window_counts(plan.windows, plan.region, size)
+    assert all((count > 0).all() for count in counts)
 
 
 @settings(max_examples=60, deadline=None)
 @given(case=regions())
-def test_the_volumes_lattice_is_shared_by_all_regions(case: tuple) -> None:
-    shape, size, region = case
-    everywhere = set(windows_over(Region((0, 0, 0), shape), shape, size, "volume"))
-    assert set(windows_over(region, shape, size, "volume")) <= everywhere
+def test_windows_of_the_volume_lie_on_one_lattice(case: tuple) -> None:
+    shape, size, blob = case
+    plan = plan_zoom(blob_of(shape, blob), size, "volume")
+    assert plan is not None
+    for window in plan.windows:
+        for start, n, s in zip(window.start, shape, size, strict=True):
+            assert start % max(s // 4, 1) == 0 or start == n - s or n < s
+
+
+@settings(max_examples=60, deadline=None)
+@given(low=st.integers(0, 90), extent=st.integers(1, 16))
+def test_a_structure_of_half_a_window_needs_one(low: int, extent: int) -> None:
+    blob = Region((low, low, low), (low + extent, low + extent, low + extent))
+    plan = plan_zoom(blob_of((110, 110, 110), blob), (32, 32, 32), "volume")
+    assert plan is not None
+    assert len(plan.windows) == 1
+
+
+def test_an_empty_foreground_has_no_plan() -> None:
+    assert plan_zoom(torch.zeros(8, 8, 8, dtype=torch.bool), (4, 4, 4), "volume") is None
+
+
+def test_a_box_counts_in_all_windows_of_a_structure_that_fits_into_one() -> None:
+    model = Threshold()
+    segmenter = segmenter_of(model)
+    image = volume((12, 24, 40), (slice(4, 6), slice(6, 12), slice(5, 10)))
+    segmenter.set_crop(image, "CT")
+    box = torch.tensor([[4.0, 6.0, 5.0], [5.0, 11.0, 9.0]])
+    (result,) = segmenter.segment([StructurePrompt("liver", box=box)], zoom=True)
+    assert result.windows > 1
+    for asked in model.asked[1:]:
+        assert asked.boxes is not None
+        assert asked.boxes[0, 0, 1] <= asked.boxes[0, 1, 1]
+    np.testing.assert_array_equal(result.logits > 0, image > 0.5)
+
+
+def test_a_task_alone_is_asked_in_windows_too() -> None:
+    model = Threshold()
+    segmenter = segmenter_of(model)
+    segmenter.set_crop(volume((12, 24, 40), BLOB), "CT")
+    (result,) = segmenter.segment([StructurePrompt("liver", text=False)], zoom=True)
+    assert result.windows > 0
+    assert len(model.asked) == 1 + result.windows

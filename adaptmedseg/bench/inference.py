@@ -5,7 +5,6 @@ products: what the published script does. Every way runs in a process of its own
 """
 
 import multiprocessing
-import resource
 import tempfile
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from adaptmedseg.data.maps import write_probabilities
 from adaptmedseg.data.volume import Grid
 from adaptmedseg.device import keep_freed_memory
 from adaptmedseg.inference.loading import LoadedModel
+from adaptmedseg.inference.machine import PROC, peak_rss
 from adaptmedseg.inference.precision import hold_products_in_bf16
 from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.inference.segmenter import CropSegmenter
@@ -49,12 +49,11 @@ class BenchSettings:
     shape: Size3 = (96, 256, 256)
     structures: int = 13
     device: str = "cpu"
-    threads: int | None = None
 
 
 @dataclass(frozen=True)
 class WayResult:
-    """Seconds of one way for all structures, its peak memory, and where it left the logits (n, d, h, w)."""
+    """Seconds of one way for all structures and of its stages, views encoded, prompts decoded, and its peak memory."""
 
     way: Way
     seconds: float
@@ -159,8 +158,6 @@ def run_shared(model: Counting, settings: BenchSettings, out: np.ndarray, how: I
 def measure(way: Way, settings: BenchSettings, folder: Path) -> WayResult:
     """Run one way in this process; its logits go to a file in `folder`."""
     keep_freed_memory()
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
     shape = (settings.structures, *settings.shape)
     out = np.lib.format.open_memmap(folder / f"{way}.npy", "w+", np.float32, shape)
     model = build_model(settings)
@@ -214,9 +211,8 @@ def _interactive(model: Counting, settings: BenchSettings, folder: Path) -> dict
 
 
 def peak_bytes(device: str) -> int:
-    """Peak memory of this process (and of its device, where that is not the CPU)."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return host if not device.startswith("cuda") else torch.cuda.max_memory_allocated(device)
+    """Peak memory of this process on its device."""
+    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else peak_rss(PROC) or 0
 
 
 def _child(way: Way, settings: BenchSettings, folder: Path, connection: Connection) -> None:

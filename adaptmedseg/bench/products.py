@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adaptmedseg.device import wait_for
 from adaptmedseg.inference.precision import inference_precision
 from adaptmedseg.models.segvol import SegVol
 
@@ -30,17 +31,12 @@ def best_of(run: Callable[[], object], device: str, repeats: int = 5) -> float:
     run()
     times = []
     for _ in range(repeats):
-        _wait(device)
+        wait_for(torch.device(device))
         started = time.perf_counter()
         run()
-        _wait(device)
+        wait_for(torch.device(device))
         times.append(time.perf_counter() - started)
     return min(times)
-
-
-def _wait(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 @torch.inference_mode()

@@ -1,6 +1,8 @@
 """Checkpoints that others wrote, as tables of tensors. Pickled code is never run."""
 
 import re
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -33,12 +35,33 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a checkpoint file") from None
     if head.startswith(ZIP):
+        _check_sums(path)
         return _tensors(path, _load(path, mapped=True))
     if head.startswith(PICKLE):
         return _tensors(path, _load(path, mapped=False))
     if head[8:] == b"{":
         return _read_safetensors(path)
     raise UserError(f"{path}: is no checkpoint, neither PyTorch's nor safetensors; give the publisher's file")
+
+
+def is_pytorch(path: Path) -> bool:
+    """Whether a file begins as PyTorch's checkpoints do."""
+    try:
+        with path.open("rb") as file:
+            return file.read(4).startswith((ZIP, PICKLE))
+    except OSError:
+        return False
+
+
+def _check_sums(path: Path) -> None:
+    """Hold a zip file against its own checksums, which torch.load passes over where it maps the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, OSError, NotImplementedError) as error:
+        raise UserError(f"{path}: is truncated or damaged ({error}); copy or download it again") from None
+    if bad is not None:
+        raise UserError(f"{path}: is damaged ({bad} is not what was written); copy or download it again")
 
 
 def own_format(path: Path) -> str | None:

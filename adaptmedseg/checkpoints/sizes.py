@@ -148,6 +148,10 @@ def _released(encoder_only: bool, text_kind: object) -> dict[str, object]:
 
 def _patch_and_grid(path: Path, values: dict[str, object], unseen: dict[str, str]) -> None:
     """Patch size, patch grid and input size: filled in, or named as unseen."""
+    for name in ("patch_size", "spatial_size"):
+        three = values.get(name, (1, 1, 1))
+        if not (isinstance(three, tuple) and len(three) == 3 and all(type(n) is int and n > 0 for n in three)):
+            raise UserError(f"{path}: {name} is {three!r}; give three whole numbers, --config {name}=D,H,W")
     features, tokens = cast(int, values["_features"]), cast(int, values["_tokens"])
     if features == prod(RELEASED.patch_size):
         values.setdefault("patch_size", RELEASED.patch_size)

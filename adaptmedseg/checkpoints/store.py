@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from adaptmedseg.checkpoints.download import file_hash as file_hash
+from adaptmedseg.checkpoints.foreign import is_pytorch
 from adaptmedseg.checkpoints.known import KNOWN
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, SegVolConfig
@@ -56,6 +57,12 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], d
     except FileNotFoundError:
         raise UserError(f"{path}: no such model file; give the path of a .safetensors file") from None
     except (SafetensorError, OSError) as error:
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder without {MODEL_FILE}; give a finished run or a file") from None
+        if is_pytorch(path):
+            raise UserError(
+                f"{path}: is a PyTorch checkpoint; make a base of it first, with `adaptmedseg weights convert`"
+            ) from None
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from None
 
 
@@ -118,6 +125,10 @@ def load_base(name: str, seed: int = 0) -> tuple[SegVol, dict[str, object]]:
         known = ", ".join([*SHIPPED, *KNOWN, *FRESH])
         raise UserError(f"base '{name}': neither a known name ({known}) nor a file; give one of them")
     tensors, metadata = read_tensors(path, BASE_FORMAT)
+    if metadata.get(WEIGHTS_HASH, digest := tensors_hash(tensors)) != digest:
+        raise UserError(
+            f"{path}: its weights are not those that were written (hash {digest[:12]}); copy the file again"
+        )
     try:
         model = SegVol(SegVolConfig.model_validate_json(metadata["config"]))
         card = json.loads(metadata["card"])

@@ -49,6 +49,10 @@ def verify_file(path: Path, base: str | None = None) -> Verdict:
     else:
         verdict.notes.append(f"{len(tensors)} tensors fit the configuration")
     _check_values(verdict, tensors)
+    try:
+        json.loads(metadata["card"])
+    except (KeyError, json.JSONDecodeError):
+        verdict.problems.append("its model card is missing or damaged")
     recorded = metadata.get(WEIGHTS_HASH)
     if recorded is None:
         verdict.unchecked.append("the hash, for none was recorded when the file was written")
@@ -72,6 +76,10 @@ def compare(path: Path, original: Path, given: Mapping[str, object]) -> Verdict:
         own["text.kind"] = "hashed"
     source = read_source(original, own | _source_size(metadata, target) | dict(given))
     config = source.sizes.config()
+    actual = _flat(target)
+    for name, value in given.items():
+        if name in actual and actual[name] != value:
+            verdict.problems.append(f"{name} is {actual[name]}, not {value}")
     wanted: dict[str, Tensor] = {name: tensor.float() for name, tensor in source.tensors.items()}
     if config.spatial_size != target.spatial_size:
         stand_in = {name: tensors[name] for name in source.new if name in tensors}

@@ -77,6 +77,9 @@ def run() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except MemoryError:
+        print("error: the memory is full; close other programs or take a larger machine", file=sys.stderr)
+        sys.exit(2)
     except torch.OutOfMemoryError:
         remedy = "pass --device cpu or, to train, a smaller batch_size"
         print(f"error: the graphics processor's memory is full; {remedy}", file=sys.stderr)

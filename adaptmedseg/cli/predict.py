@@ -30,15 +30,17 @@ class Question:
     prompts: Path | None
     points: list[str]
     boxes: list[str]
-    space: str
+    space: str | None
 
     def check(self, cases: list[Case]) -> None:
         """UserError where options exclude each other or coordinates would be meant for several images."""
-        beside = [
-            name
-            for name, given in (("--structures", self.structures), ("--point", self.points), ("--box", self.boxes))
-            if given
-        ]
+        options = {
+            "--structures": self.structures,
+            "--point": self.points,
+            "--box": self.boxes,
+            "--space": self.space,
+        }
+        beside = [name for name, given in options.items() if given]
         if self.prompts is not None and beside:
             raise UserError(f"--prompts {self.prompts}: names all that is asked; leave out {' and '.join(beside)}")
         if len(cases) > 1 and (self.points or self.boxes):
@@ -62,7 +64,7 @@ class Question:
         names = [] if self.structures is None else predictor.names(split_names(self.structures) or [])
         if not names and not self.points and not self.boxes:
             return None
-        return prompts_from_options(names, self.points, self.boxes, self.space, predictor.name)
+        return prompts_from_options(names, self.points, self.boxes, self.space or "world", predictor.name)
 
     def own(self, predictor: Predictor, case: Case) -> PromptSet | None:
         """The prompts of one image from a folder of files."""
@@ -88,8 +90,11 @@ def predict(
     point: Annotated[list[str] | None, typer.Option(help=f"{POINT_FORM}; may be repeated.")] = None,
     box: Annotated[list[str] | None, typer.Option(help=f"{BOX_FORM}, opposite corners; may be repeated.")] = None,
     space: Annotated[
-        str, typer.Option(help="What --point and --box count in: world (RAS mm) or voxel (the file's indices).")
-    ] = "world",
+        str | None,
+        typer.Option(
+            help="What --point and --box count in: world (RAS mm, the default) or voxel (the file's indices)."
+        ),
+    ] = None,
     model: Annotated[str, typer.Option(help="Known name, file or run folder.")] = "small",
     base: Annotated[str | None, typer.Option(help="Base of an adapter, where its file has moved.")] = None,
     channel: Annotated[int | None, typer.Option(help="Channel of 4D images or of nnU-Net's, from 0.", min=0)] = None,
@@ -113,14 +118,12 @@ def predict(
     Examples:
       adaptmedseg predict scan.nii.gz --out masks --modality "T2 MRI" --structures prostate --model runs/my_mri
       adaptmedseg predict scans --out masks --modality CT --structures "liver,spleen,left kidney"
-      adaptmedseg predict scan.nii.gz --out masks --modality CT --point "liver:-40,12,130" --point "-liver:10,5,120"
+      adaptmedseg predict scan.nii.gz --out masks --modality CT --point "liver:40,12,130" --point "-liver:10,5,120"
       adaptmedseg predict dicom_folder --out masks --modality CT --prompts prompts.json --probabilities
     """
     kind = find_modality(modality)
     found = find_cases(image, kind, channel, series)
     products = Products(out, each, probabilities, overwrite)
-    for case in found.cases:
-        products.check(case)
     question = Question(structures, prompts, point or [], box or [], space)
     question.check(found.cases)
     for note in found.notes:
@@ -133,6 +136,8 @@ def predict(
     if asked is not None:
         check_prompts(predictor.loaded, kind.name, asked)
     _tell_of_gate(predictor, kind.name)
+    for case in found.cases:
+        products.check(case)
     runner = CaseRunner(predictor, kind.name, products, zoom=zoom, tell=_tell)
     _run(runner, question, asked, found.cases)
 

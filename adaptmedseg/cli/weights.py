@@ -32,7 +32,7 @@ Keys = Annotated[bool, typer.Option("--keys", help="List every key: what it is c
 
 @app.command()
 def inspect(file: SourceFile, config: Config = [], keys: Keys = False) -> None:  # noqa: B006 (typer copies it)
-    """Show what a file holds and what would become of each key; nothing is written.
+    """Show what a file holds and what would become of each key (a known name is fetched into the cache first).
 
     \b
     Examples:
@@ -83,6 +83,8 @@ def convert_command(
     target = out or (known.converted if known else None)
     if target is None:
         raise UserError(f"{file}: say where the base shall go, with --out NAME.safetensors")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target}: exists already; choose another --out or pass --overwrite")
     source = read_source(_locate(file), parse_overrides(config))
     card = convert(
         source,

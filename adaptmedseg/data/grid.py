@@ -208,6 +208,8 @@ def guarded(path: Path, read: Callable[[], Result]) -> Result:
     try:
         return read()
     except _READ_ERRORS as error:
+        if any(words in str(error).lower() for words in ("failed to allocate", "bad_alloc", "bad alloc")):
+            raise MemoryError(f"{path} does not fit into memory") from error
         detail = str(error).strip().splitlines()
         reason = f" ({detail[-1].strip()})" if detail else ""
         raise UserError(f"{path} is truncated or damaged{reason}; copy or export it again.") from error

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from adaptmedseg.data.grid import Grid
 from adaptmedseg.data.nifti import save_nifti
-from adaptmedseg.data.volume import NIFTI_SUFFIXES, to_grid, verify_written, volume_suffix, write_error
+from adaptmedseg.data.volume import NIFTI_SUFFIXES, to_grid, volume_suffix, write_checked
 from adaptmedseg.errors import UserError
 
 
@@ -35,13 +34,4 @@ def write_probabilities(path: str | Path, probabilities_dhw: np.ndarray, grid: G
     if not ((probabilities_dhw >= 0) & (probabilities_dhw <= 1)).all():  # written so that NaN counts as wrong
         raise ValueError("probabilities lie between 0 and 1")
     array = to_grid(probabilities_dhw.astype(np.float32, copy=False), grid)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_nifti(partial, array, grid)
-        verify_written(partial, path, array, grid)
-        os.replace(partial, path)
-    except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        partial.unlink(missing_ok=True)
+    write_checked(path, array, grid, save_nifti)

@@ -63,7 +63,7 @@ class Registry:
         """The structure called `name`. Raises UserError with the closest known names where there is none."""
         found = self._structures.get(normalise_name(name))
         if found is None:
-            raise _unknown("structure", name, self._structures, "register it with --new-structure")
+            raise _unknown("structure", name, self._structures, "name it with --new-structure when preparing data")
         return found
 
     def modality(self, name: str) -> Modality:

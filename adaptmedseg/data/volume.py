@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -166,10 +167,15 @@ def write_mask(path: str | Path, mask_dhw: np.ndarray, grid: Grid) -> None:
     if mask_dhw.dtype not in (np.uint8, np.uint16):
         raise ValueError(f"a mask is bool, uint8 or uint16, not {mask_dhw.dtype}")
     array = to_grid(mask_dhw, grid)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{suffix}")
+    write_checked(path, array, grid, _save_nifti if suffix in NIFTI_SUFFIXES else _save_itk)
+
+
+def write_checked(path: Path, array: np.ndarray, grid: Grid, save: Callable[[Path, np.ndarray, Grid], None]) -> None:
+    """Save an array (x, y, z) of the file's order under a temporary name, read it again, compare, and rename it."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial{volume_suffix(path)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        (_save_nifti if suffix in NIFTI_SUFFIXES else _save_itk)(partial, array, grid)
+        save(partial, array, grid)
         verify_written(partial, path, array, grid)
         os.replace(partial, path)
     except OSError as error:
@@ -179,7 +185,7 @@ def write_mask(path: str | Path, mask_dhw: np.ndarray, grid: Grid) -> None:
 
 
 def write_error(path: Path, error: OSError) -> UserError:
-    if error.errno == errno.ENOSPC:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"{path} could not be written because the disk is full; free some space and run again.")
     return UserError(f"{path} could not be written ({error.strerror or error}); check the folder and its permissions.")
 

@@ -45,8 +45,8 @@ def check_prompts(loaded: LoadedModel, modality: str, prompts: PromptSet) -> Non
         if fixed and (entry.points or entry.box or not entry.text):
             raise UserError(f"{place}: a U-Net has fixed outputs and takes no points or boxes; ask it by name alone")
         if entry.task and entry.structure not in tokens:
-            known = f"only for {', '.join(tokens)}" if tokens else f"none for {modality}"
-            raise UserError(f"{place}: task is true, but the model has task tokens {known}; leave task out")
+            known = f"task tokens only for {', '.join(tokens)}" if tokens else f"no task tokens for {modality}"
+            raise UserError(f"{place}: task is true, but the model has {known}; leave task out")
         if entry.task is False and entry.structure in tokens:
             raise UserError(
                 f"{place}: task is false, but this adapter always uses its task token; leave task out, or ask the base"

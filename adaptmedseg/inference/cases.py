@@ -120,8 +120,8 @@ class CaseRunner:
             self.tell(f"{case.image}: memory is short, so it runs with {', '.join(given_up)}")
         while True:
             step = self.steps[position]
-            self.predictor.use(step.device, step.settings)
             try:
+                self.predictor.use(step.device, step.settings)
                 return self._segment(case, prompts, given_up)
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
@@ -197,10 +197,11 @@ class CaseRunner:
         grid = volume.grid
         if self.products.each:
             finals["mask"] = folder / f"{name}.nii.gz"
-            written.add(lambda path: write_mask(path, answer.mask, grid), place / f"{name}.nii.gz", finals["mask"])
+            temporary = place / f"mask of {name}.nii.gz"
+            written.add(lambda path: write_mask(path, answer.mask, grid), temporary, finals["mask"])
         if self.products.probabilities:
             finals["probabilities"] = folder / f"{name}_probability.nii.gz"
-            temporary = place / finals["probabilities"].name
+            temporary = place / f"probability of {name}.nii.gz"
             written.add(
                 lambda path: write_probabilities(path, answer.probabilities, grid), temporary, finals["probabilities"]
             )
@@ -211,11 +212,13 @@ class CaseRunner:
     def _remarks(self, volume: Volume, notes: Sequence[StructureNote]) -> list[str]:
         """What the user should know: doubts about the geometry or the modality, and structures that were not found."""
         said = list(volume.notes)
+        if self.predictor.loaded.untrained:
+            said.append(self.predictor.loaded.untrained)
         tag = volume.modality_tag
         if tag in ("CT", "MR") and tag != self.modality.family:
             said.append(f"the DICOM series says that it is {tag}, and --modality says {self.modality.name}")
-        unseen = [note.structure for note in notes if not note.found]
-        lost = [note.structure for note in notes if note.found and not note.volume_ml]
+        unseen = [note.structure for note in notes if not note.found and not note.windows]
+        lost = [note.structure for note in notes if not note.found and note.windows]
         if unseen:
             said.append(f"no voxel found of {', '.join(unseen)}: the view of the whole image shows none")
         if lost:

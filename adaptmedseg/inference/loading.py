@@ -8,7 +8,7 @@ from typing import cast
 from safetensors import SafetensorError, safe_open
 
 from adaptmedseg.adapters.file import ADAPTER_FORMAT, load_adapter, read_card
-from adaptmedseg.checkpoints.store import file_hash, load_base, model_path, weights_hash
+from adaptmedseg.checkpoints.store import FRESH, file_hash, load_base, model_path, weights_hash
 from adaptmedseg.checkpoints.unet_file import UNET_FORMAT, load_unet
 from adaptmedseg.data.views import ResizeMode
 from adaptmedseg.errors import UserError
@@ -26,7 +26,7 @@ class LoadedModel:
 
     `structures` are those it was trained to segment; `seen` the SHA-256 of every image that any of its training saw;
     `hashes` what identifies it; `lineage` says in words how it came about; `zoom_in`, whether it is meant to look
-    again by windows at full resolution.
+    again by windows at full resolution; `untrained`, in a sentence, what of it no training ever saw.
     """
 
     model: AnyModel
@@ -37,6 +37,7 @@ class LoadedModel:
     hashes: dict[str, str]
     lineage: str
     zoom_in: bool = False
+    untrained: str = ""
 
     @property
     def gated(self) -> bool:
@@ -57,6 +58,8 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
     """Load by known name ("small"), file or run folder. `base` overrides the base that an adapter file names."""
     path = model_path(name)
     kind = _format(path)
+    if base is not None and kind != ADAPTER_FORMAT:
+        raise UserError(f"--base {base}: '{name}' is no adapter and takes no base; leave it out")
     if kind == ADAPTER_FORMAT:
         return _load_adapted(path, base)
     if kind == UNET_FORMAT:
@@ -72,8 +75,27 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
     hashes = {BASE_HASH: weights_hash(model)}
     config = model.config
     return LoadedModel(
-        model.eval(), config.spatial_size, config.resize, structures, seen, hashes, lineage, config.zoom_in
+        model.eval(),
+        config.spatial_size,
+        config.resize,
+        structures,
+        seen,
+        hashes,
+        lineage,
+        config.zoom_in,
+        _untrained(name, card),
     )
+
+
+def _untrained(name: str, card: dict[str, object]) -> str:
+    """A sentence on the parts of a base that hold random weights; empty where there are none."""
+    if name in FRESH:
+        return f"'{name}' has random weights, so that its masks mean nothing; train it first"
+    new = card.get("new")
+    if not isinstance(new, dict):
+        return ""
+    parts = ", ".join(new.get("parts", []))
+    return f"'{name}' has random weights in {parts}, so that its masks mean nothing; train it first"
 
 
 def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:

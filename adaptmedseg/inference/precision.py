@@ -28,9 +28,10 @@ def hold_products_in_bf16(model: nn.Module) -> None:
     spared = {module for tower in model.modules() if isinstance(tower, ClipTransformer) for module in tower.modules()}
     for module in model.modules():
         if isinstance(module, PRODUCTS) and module not in spared:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(torch.bfloat16)
-                parameter.requires_grad_(False)
+            for parameter in (module.weight, module.bias):  # an adapter's factors stay: they are scaled before use
+                if parameter is not None:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+                    parameter.requires_grad_(False)
 
 
 def holds_bf16(model: nn.Module) -> bool:

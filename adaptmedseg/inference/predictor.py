@@ -140,7 +140,7 @@ class Predictor:
             structures: names; not beside `prompts`.
             prompts: from `parse` or `read_prompts`.
             zoom: look again by windows at full resolution; None for what the model was made for.
-            progress: called with (structures done, structures asked).
+            progress: called with (windows done, all windows) while zooming in.
 
         Raises:
             UserError: unknown structures, prompts outside of the image, prompts that the model cannot take.

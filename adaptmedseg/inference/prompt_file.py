@@ -148,7 +148,7 @@ def parse_prompts(document: object, source: str = "prompts", canonical: Canonica
             raise UserError(f"{place}: {error}") from None
         if name in [other.structure for other in entries]:
             raise UserError(f"{place}: structure '{name}' is asked twice; put all its points and its box in one entry")
-        _check_entry(place, entry)
+        _check_entry(place, entry, parsed.space)
         entries.append(entry.model_copy(update={"structure": name}))
     _check_axes(source, entries, parsed.space)
     return PromptSet(tuple(entries), parsed.space, source)
@@ -171,15 +171,20 @@ def _place(source: str, index: int, structure: str) -> str:
     return f"{source}: prompts[{index}] ({' '.join(structure.split())})"
 
 
-def _check_entry(place: str, entry: StructurePrompts) -> None:
-    """What pydantic cannot say well: boxes without extent, points that say nothing, nothing asked."""
+def _check_entry(place: str, entry: StructurePrompts, space: Space) -> None:
+    """What pydantic cannot say well: boxes without extent, points that say nothing, nothing asked.
+
+    In voxels, corners with one coordinate in common are a box of one slice, for they are centres of voxels.
+    """
     if entry.box is not None:
         flat = [axis for axis, a, b in zip("xyz", entry.box.min, entry.box.max, strict=False) if a == b]
-        if flat:
+        if len(flat) > (space == "voxel" and len(entry.box.min) == 3):
             raise UserError(
                 f"{place}: box is empty, for its corners have the same {flat[0]}; give opposite corners, which differ "
                 "along every axis"
             )
+    if "points" in entry.model_fields_set and not entry.points:
+        raise UserError(f"{place}: points is an empty list; give at least one, or leave it out")
     if entry.points and all(point.label == "negative" for point in entry.points):
         raise UserError(f"{place}: has only negative points; add a positive one inside the structure")
     if not (entry.text or entry.task or entry.points or entry.box):

@@ -35,6 +35,10 @@ def prompts_from_options(
         entry.setdefault("points", []).append({"position": numbers, "label": label})
     for text in boxes:
         name, numbers = _numbers("--box", text, BOX_FORM)
+        if name.startswith("-"):
+            raise UserError(
+                f"--box {text}: a box has no outside form; write {BOX_FORM}, and points for what is outside"
+            )
         if len(numbers) not in (4, 6):
             raise UserError(f"--box {text}: has {len(numbers)} numbers; write {BOX_FORM}")
         entry, half = _entry(entries, canonical(name)), len(numbers) // 2

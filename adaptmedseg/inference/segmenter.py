@@ -4,7 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adaptmedseg.data.views import ResizeMode, resize_image
+from adaptmedseg.device import wait_for
 from adaptmedseg.inference.precision import inference_precision
 from adaptmedseg.inference.settings import InferenceSettings
 from adaptmedseg.inference.zoom import (
@@ -20,10 +21,9 @@ from adaptmedseg.inference.zoom import (
     Window,
     WindowLattice,
     overlap,
+    plan_zoom,
     prompt_in_window,
     window_counts,
-    windows_over,
-    zoom_region,
 )
 from adaptmedseg.models.prompts import Prompts, StructurePrompt, batch_prompts
 
@@ -44,8 +44,8 @@ class PromptableModel(Protocol):
 class StructureResult:
     """The answer for one structure: logits (d, h, w), float32, on the crop's voxels; foreground is logits > 0.
 
-    `windows`: how many windows at full resolution it was asked in; 0 means the zoom-out view alone. `found`: whether
-    the zoom-out view saw any foreground; where it did not, there was nothing to zoom in on.
+    `windows`: how many windows at full resolution it was asked in; 0 means the zoom-out view alone, and, where zooming
+    in was asked for, that the view showed nothing to zoom in on. `found`: whether there is any foreground.
     """
 
     structure: str
@@ -72,10 +72,6 @@ class EmbeddingCache:
         self._bytes += embedding.nbytes
         while self._bytes > self.max_bytes and len(self._kept) > 1:
             self._bytes -= self._kept.popitem(last=False)[1].nbytes
-
-    def clear(self) -> None:
-        self._kept.clear()
-        self._bytes = 0
 
 
 class CropSegmenter:
@@ -121,7 +117,7 @@ class CropSegmenter:
     ) -> Iterator[StructureResult]:
         """One structure's logits after another, in the order asked; with `zoom` after a second look by windows.
 
-        `progress` hears of (windows or structures done, total) of the structures at work.
+        `progress` hears of (windows done, all windows) of the structures that are zoomed in on together.
         """
         if self._view is None:
             raise RuntimeError("set_crop comes first")
@@ -156,6 +152,7 @@ class CropSegmenter:
         started = time.perf_counter()
         with inference_precision(self.device, self.settings.bf16):
             embedding = self.model.embed(views.to(self.device), [self._modality] * len(views))
+        wait_for(self.device)
         self.timings["encode"] += time.perf_counter() - started
         return embedding
 
@@ -165,6 +162,7 @@ class CropSegmenter:
         asked = batch_prompts(prompts, image_index, [self._modality] * len(embedding)).to(self.device)
         with inference_precision(self.device, self.settings.bf16):
             logits = self.model.segment(embedding.float(), asked).float()
+        wait_for(self.device)
         self.timings["decode"] += time.perf_counter() - started
         return logits
 
@@ -193,15 +191,13 @@ class CropSegmenter:
     def _look(self, prompt: StructurePrompt, logits: Tensor, zoom: bool) -> "_Look":
         """A coarse look, and the windows to look again where `zoom` is asked and something was found."""
         foreground = logits > 0
-        region = zoom_region(foreground, self.size)
-        if region is None or not zoom:
-            return _Look(prompt, logits, region is not None)
-        windows = windows_over(region, self._crop_shape, self.size, self.lattice)
+        plan = plan_zoom(foreground, self.size, self.lattice) if zoom else None
+        if plan is None:
+            return _Look(prompt, logits)
         questions = {
-            window: prompt_in_window(prompt, window, self.size, foreground, only_window=len(windows) == 1)
-            for window in windows
+            window: prompt_in_window(prompt, window, self.size, foreground, fits=plan.fits) for window in plan.windows
         }
-        return _Look(prompt, logits, True, region, questions)
+        return _Look(prompt, logits, plan.region, questions)
 
     def _zoom_in(self, looks: Sequence["_Look"], progress: Progress | None) -> None:
         """Ask every window about all structures that reach into it, and replace their coarse logits there."""
@@ -215,7 +211,7 @@ class CropSegmenter:
         for done in range(0, len(windows), self.settings.window_batch):
             chosen = windows[done : done + self.settings.window_batch]
             rows = [(i, window, look) for i, window in enumerate(chosen) for look in asking[window]]
-            questions = [question for _, window, look in rows if (question := look.windows[window]) is not None]
+            questions = [cast(StructurePrompt, look.windows[window]) for _, window, look in rows]
             embeddings = self._window_embeddings(chosen)
             for part in _by_kind(questions).values():
                 answers = self._decode(embeddings, [questions[r] for r in part], [rows[r][0] for r in part])
@@ -258,7 +254,6 @@ class _Look:
 
     prompt: StructurePrompt
     logits: Tensor
-    found: bool
     region: Region = NOWHERE
     windows: dict[Window, StructurePrompt | None] = field(default_factory=dict)
 
@@ -284,4 +279,6 @@ class _Look:
         self.logits[self.region.slices] = self._sum
 
     def result(self) -> StructureResult:
-        return StructureResult(self.prompt.structure, self.logits.cpu().numpy(), len(self.windows), self.found)
+        asked = sum(question is not None for question in self.windows.values())
+        found = bool((self.logits > 0).any())
+        return StructureResult(self.prompt.structure, self.logits.cpu().numpy(), asked, found)

@@ -1,4 +1,8 @@
-"""How inference runs; the answer does not depend on it but for rounding (bf16)."""
+"""How inference runs; the answer does not depend on it but for rounding (bf16).
+
+Models with context priors are the exception when zooming in: structures that are at work together, of which
+`stitch_bytes` decides, see each other's task tokens.
+"""
 
 from dataclasses import dataclass
 

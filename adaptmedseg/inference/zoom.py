@@ -55,21 +55,12 @@ def true_extent(mask: Tensor) -> list[tuple[int, int]] | None:
     return extent
 
 
-def zoom_region(foreground: Tensor, size: Size3) -> Region | None:
-    """The box of a coarse foreground (d, h, w), grown where it is smaller than the input size.
-
-    Each side gets half of what is missing, rounded down, and stays inside the volume: the reference's rule. None where
-    there is no foreground.
-    """
+def foreground_box(foreground: Tensor) -> Region | None:
+    """The tightest region round the true voxels of a mask (d, h, w); None where it is empty."""
     extent = true_extent(foreground)
     if extent is None:
         return None
-    start, stop = [], []
-    for (low, high), window, full in zip(extent, size, foreground.shape, strict=True):
-        pad = max(0, window - (high - low + 1)) // 2
-        start.append(max(0, low - pad))
-        stop.append(min(full, high + pad + 1))
-    return Region(_size3(start), _size3(stop))
+    return Region(_size3([low for low, _ in extent]), _size3([high + 1 for _, high in extent]))
 
 
 @dataclass(frozen=True)
@@ -97,31 +88,78 @@ class Window:
         return Region(_size3(start), _size3(stop))
 
 
-def _axis_starts(low: int, high: int, full: int, window: int, lattice: WindowLattice) -> list[int]:
-    """Starts of the windows that cover low ≤ i < high of an axis of `full` voxels, overlapping by half or more."""
-    first_bound, last_bound = (low, high) if lattice == "region" else (0, full)
-    extent = last_bound - first_bound
-    if extent <= window:
-        return [first_bound - (window - extent) // 2]
-    stride = max(window // 2, 1)
-    starts = [low if lattice == "region" else min(low // stride * stride, full - window)]
-    while starts[-1] + window < high:
-        starts.append(min(starts[-1] + stride, last_bound - window))
-    return starts
+@dataclass(frozen=True)
+class ZoomPlan:
+    """Where a structure is looked at again: `windows`, and the `region` whose logits they replace.
 
-
-def windows_over(region: Region, shape: Size3, size: Size3, lattice: WindowLattice) -> list[Window]:
-    """Windows of `size` that cover a region of a crop of `shape`, overlapping by half.
-
-    On the lattice "region" they start at the region's own corner and see nothing outside of it, as in the reference. On
-    the lattice "volume" they start at multiples of half a window and see what is there, so that structures whose
-    regions differ, and a region that grew by a click, share windows and with them embeddings; it costs at most one
-    more window an axis.
+    `fits`: whether its coarse foreground is no larger than a window, so that a box prompt means all of it.
     """
-    axes = zip(region.start, region.stop, shape, size, strict=True)
-    starts = [_axis_starts(low, high, full, window, lattice) for low, high, full, window in axes]
-    bounds = region if lattice == "region" else Region((0, 0, 0), shape)
-    return [Window(_size3(start), bounds) for start in product(*starts)]
+
+    region: Region
+    windows: list[Window]
+    fits: bool
+
+
+def plan_zoom(foreground: Tensor, size: Size3, lattice: WindowLattice) -> ZoomPlan | None:
+    """Windows of `size` for a coarse foreground (d, h, w); None where that is empty.
+
+    On the lattice "region", the reference's, the foreground's box grows to at least the input size, half of what is
+    missing on each side, rounded down and kept inside the volume; windows start at its corner, overlap by half and see
+    nothing outside of it.
+
+    On the lattice "volume" windows start at multiples of a quarter of their size, overlap by half and see what is
+    there: structures that lie together, and a region that grew by a click, share windows and with them embeddings. They
+    cover the box with a margin of an eighth of a window, for the coarse look may be short of a structure's rim.
+    """
+    box = foreground_box(foreground)
+    if box is None:
+        return None
+    shape = _size3(foreground.shape)
+    fits = all(n <= window for n, window in zip(box.shape, size, strict=True))
+    if lattice == "region":
+        region = _grown(box, shape, size)
+        starts = [
+            _starts(a, b, (a, b), w, max(w // 2, 1), a) for a, b, w in zip(region.start, region.stop, size, strict=True)
+        ]
+        bounds = region
+    else:
+        starts = [_lattice_starts(*axis) for axis in zip(box.start, box.stop, shape, size, strict=True)]
+        bounds = Region((0, 0, 0), shape)
+        region = Region(
+            _size3([max(axis[0], 0) for axis in starts]),
+            _size3([min(axis[-1] + w, n) for axis, w, n in zip(starts, size, shape, strict=True)]),
+        )
+    return ZoomPlan(region, [Window(_size3(start), bounds) for start in product(*starts)], fits)
+
+
+def _grown(box: Region, shape: Size3, size: Size3) -> Region:
+    start, stop = [], []
+    for low, high, full, window in zip(box.start, box.stop, shape, size, strict=True):
+        pad = max(0, window - (high - low)) // 2
+        start.append(max(0, low - pad))
+        stop.append(min(full, high + pad))
+    return Region(_size3(start), _size3(stop))
+
+
+def _lattice_starts(low: int, high: int, full: int, window: int) -> list[int]:
+    """Starts at multiples of a quarter window that cover low ≤ i < high and a margin of an eighth."""
+    margin, quarter = window // 8, max(window // 4, 1)
+    low, high = max(low - margin, 0), min(high + margin, full)
+    return _starts(low, high, (0, full), window, min(2 * quarter, window), low // quarter * quarter)
+
+
+def _starts(low: int, high: int, bounds: tuple[int, int], window: int, stride: int, first: int) -> list[int]:
+    """Starts of the windows of an axis that cover low ≤ i < high, from `first` ≤ low on, `stride` apart.
+
+    The last is shifted to stay within the bounds; bounds smaller than a window are centred in one.
+    """
+    start, stop = bounds
+    if stop - start <= window:
+        return [start - (window - (stop - start)) // 2]
+    starts = [min(first, stop - window)]
+    while starts[-1] + window < high:
+        starts.append(min(starts[-1] + stride, stop - window))
+    return starts
 
 
 def overlap(window: Window, region: Region, size: Size3) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -146,14 +184,15 @@ def window_counts(windows: Iterable[Window], region: Region, size: Size3) -> lis
 
 
 def prompt_in_window(
-    prompt: StructurePrompt, window: Window, size: Size3, foreground: Tensor, *, only_window: bool
+    prompt: StructurePrompt, window: Window, size: Size3, foreground: Tensor, *, fits: bool
 ) -> StructurePrompt | None:
     """What a window is asked, in its own voxels; None where there is nothing to ask.
 
-    foreground (d, h, w) is the coarse look at the crop. A box prompt is restricted to the window where that is the only
-    one; else, and beside points that fall into it, the window gets the box of the coarse foreground in it. A name alone
-    stays a name. (The reference forgets the padding of windows at the volume's rim and shifts the prompts there, and
-    asks windows without foreground for a box at −1; both are errors of its script, not of the weights.)
+    foreground (d, h, w) is the coarse look at the crop. A box prompt is restricted to the window where the structure
+    `fits` into one; else, and beside points that fall into it, the window gets the box of the coarse foreground in it.
+    A name or task alone stays as it is. (The reference forgets the padding of windows at the volume's rim and shifts
+    the prompts there, and asks windows without foreground for a box at −1; both are errors of its script, not of the
+    weights.)
     """
     start = torch.tensor(window.start, dtype=torch.float32)
     points, labels, box = None, None, None
@@ -162,11 +201,12 @@ def prompt_in_window(
         inside = ((local >= -0.5) & (local < torch.tensor(size) - 0.5)).all(dim=1)
         if inside.any():
             points, labels = local[inside], prompt.labels[inside]
-    if prompt.box is not None and only_window:
+    if prompt.box is not None and fits:
         box = _restrict(prompt.box.float() - start, size)
     if box is None and (prompt.box is not None or prompt.points is not None):
         box = _foreground_box(foreground, window, size)
-    if not prompt.text and points is None and box is None:
+    located = prompt.box is not None or prompt.points is not None
+    if located and not prompt.text and points is None and box is None:
         return None
     return StructurePrompt(prompt.structure, prompt.text, points, labels, box)
 

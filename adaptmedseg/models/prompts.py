@@ -29,8 +29,12 @@ class Prompts:
 
     def part(self, start: int, stop: int) -> "Prompts":
         """The prompts start ≤ i < stop, over the same images."""
-        chosen = torch.arange(len(self), device=self.image_index.device)
-        return self.select((chosen >= start) & (chosen < stop))
+        kept = {
+            name: value[start:stop]
+            for name in ("image_index", "points", "labels", "boxes")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(self, structures=self.structures[start:stop], **kept)
 
     def select(self, rows: Tensor) -> "Prompts":
         """The prompts where the boolean mask `rows` (n,) is true, over the same images."""

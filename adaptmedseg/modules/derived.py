@@ -9,7 +9,8 @@ from torch import Tensor
 class Derived:
     """Keeps tensors computed from parameters or buffers as long as those stay what they are.
 
-    Where a gradient is wanted they are computed anew, so that it reaches the parameters.
+    Where a gradient is wanted they are computed anew, so that it reaches the parameters. Changes are seen by address
+    and version: in-place operations, optimisers and loading count, writing through `.data` and fused optimisers do not.
     """
 
     def __init__(self) -> None:

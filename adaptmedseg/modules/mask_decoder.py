@@ -84,14 +84,12 @@ class MaskDecoder(nn.Module):
         """n prompts about b images, all as tokens.
 
         image (b, s, c); image_index (n,): the image of each prompt; position (1, s, c); sparse (n, t, c); dense
-        (1, 1, c), the same for all prompts and tokens, or (n, s, c); text (n, c) or None.
+        (1, 1, c), the same for all prompts and tokens; text (n, c) or None.
         """
-        if len(dense) > 1:
-            image, image_index = image[image_index], torch.arange(len(dense), device=dense.device)
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
-        # The image's tokens are the wide stream: under autocast it flows in the narrow format, which halves what moves
-        # through memory; only two blocks add to it.
+        # The image's tokens are the wide stream: under autocast it starts in the narrow format, and stays in it where
+        # norms keep their input's (on CPUs), which halves what moves through memory; only two blocks add to it.
         queries, keys = self.transformer(_narrow(image + dense), _narrow(position), tokens, image_index)
         mask_tokens = queries[:, 1 : 1 + NUM_MASK_TOKENS]
         text_weight = None if text is None else self.txt_align_upscaled_embedding(text)

@@ -2,7 +2,6 @@
 
 import re
 import zlib
-from collections.abc import Callable
 from functools import cached_property
 from typing import Self, cast
 
@@ -94,17 +93,13 @@ class ClipTextEncoder(nn.Module):
         self.clip_text_model.requires_grad_(False).eval()
         self.dim_align = nn.Linear(width, embed_dim)
         self._pooled: dict[str, Tensor] = {}
-        self._pooled_from: list[tuple[int, int]] = []
+        self._pooled_from: list[tuple[object, ...]] = []
 
     def train(self, mode: bool = True) -> Self:
         """As ever, but the tower stays in evaluation mode."""
         super().train(mode)
         self.clip_text_model.eval()
         return self
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._pooled.clear()  # the module moves to another device or type
-        return super()._apply(fn, recurse)
 
     @cached_property
     def _tokenizer(self):
@@ -119,8 +114,8 @@ class ClipTextEncoder(nn.Module):
     def pooled(self, names: list[str]) -> Tensor:
         """The frozen tower's vectors (n, width) for names of structures, before `dim_align`."""
         tower = cast(ClipTransformer, self.clip_text_model["text_model"])
-        # Where a tensor lies and how often it was written to: loading weights changes one or the other.
-        weights = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in tower.parameters()]
+        # Where a tensor lies, how often it was written to, and its kind: loading or moving weights changes one of them.
+        weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in tower.parameters()]
         if weights != self._pooled_from:
             self._pooled.clear()
             self._pooled_from = weights
