@@ -290,7 +290,7 @@ def test_the_origin_of_every_mask_is_kept(tiny_base: SegVol, tmp_path: Path) -> 
         "bladder": "task token",
     }
     predictor.set_image(path, "CT")  # the gate: the base alone, which has no tokens
-    with pytest.raises(UserError, match=r"bladder.*task is true, but the model has task tokens none for CT"):
+    with pytest.raises(UserError, match=r"bladder.*task is true, but the model has no task tokens for CT"):
         predictor.predict(prompts=predictor.parse(document))
     with pytest.raises(UserError, match="no task tokens for CT and must be told"):
         predictor.predict()

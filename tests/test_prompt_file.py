@@ -81,7 +81,7 @@ BAD: dict[str, tuple[object, tuple[str, ...]]] = {
     "one number": (changed(*POINT, "position", value=[1]), ("points[0].position has 1 numbers", "3 (x, y, z)")),
     "four numbers": (changed(*BOX, "min", value=[1, 2, 3, 4]), ("box.min has 4 numbers",)),
     "mixed": (changed(*POINT, "position", value=[1, 2]), ("points[1].position has 3 numbers where others have 2",)),
-    "flat box": (changed(*BOX, "min", value=[5, 1, 1]), ("prompts[1] (spleen): box is empty", "the same z")),
+    "flat box": (changed(*BOX, "min", value=[5, 6, 1]), ("prompts[1] (spleen): box is empty", "the same y")),
     "negative only": (changed(*POINT, "label", value="negative"), ("only negative points", "add a positive one")),
     "nothing": (changed("prompts", 1, "box", remove=True), ("asks for nothing", "text to true")),
 }

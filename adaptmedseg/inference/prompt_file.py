@@ -183,8 +183,6 @@ def _check_entry(place: str, entry: StructurePrompts, space: Space) -> None:
                 f"{place}: box is empty, for its corners have the same {flat[0]}; give opposite corners, which differ "
                 "along every axis"
             )
-    if "points" in entry.model_fields_set and not entry.points:
-        raise UserError(f"{place}: points is an empty list; give at least one, or leave it out")
     if entry.points and all(point.label == "negative" for point in entry.points):
         raise UserError(f"{place}: has only negative points; add a positive one inside the structure")
     if not (entry.text or entry.task or entry.points or entry.box):
