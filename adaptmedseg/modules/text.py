@@ -115,7 +115,9 @@ class ClipTextEncoder(nn.Module):
         """The frozen tower's vectors (n, width) for names of structures, before `dim_align`."""
         tower = cast(ClipTransformer, self.clip_text_model["text_model"])
         # Where a tensor lies, how often it was written to, and its kind: loading or moving weights changes one of them.
-        weights = [(p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in tower.parameters()]
+        weights: list[tuple[object, ...]] = [
+            (p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in tower.parameters()
+        ]
         if weights != self._pooled_from:
             self._pooled.clear()
             self._pooled_from = weights
