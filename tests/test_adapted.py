@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import copy
-from itertools import product
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from adaptmedseg.adapters.lora import LoRALinear, add_lora, lora_enabled, lora_layers, merge_lora
-from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig, LoRAConfig, PriorsConfig
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapter_config import AdapterConfig, LayerAdapterConfig, PriorsConfig
 from adaptmedseg.models.prompts import Prompts, text_prompts
 from adaptmedseg.models.segvol import SegVol
 
 TASKS = ["prostate", "liver", "spleen"]
 MR = "T2 MRI"
 OTHER_MR = "T1 MRI"
-LORA = LoRAConfig(rank=4, alpha=4.0)
+LORA = LayerAdapterConfig(rank=4, alpha=4.0)
 PRIORS = PriorsConfig(blocks=2, modality_tokens=3)
 
 
 def adapted(base: SegVol, *, lora: bool = True, priors: bool = True, gate: bool = True) -> AdaptedSegVol:
     torch.manual_seed(1)
-    config = AdapterConfig(lora=LORA if lora else None, priors=PRIORS if priors else None, gate_by_modality=gate)
+    config = AdapterConfig(layers=[LORA] if lora else [], priors=PRIORS if priors else None, gate_by_modality=gate)
     return AdaptedSegVol(base, config, TASKS, [MR, OTHER_MR]).eval()
 
 
@@ -54,7 +54,8 @@ def output(model: nn.Module, images: Tensor, prompts: Prompts) -> Tensor:
 
 
 @pytest.mark.parametrize("modalities", [[MR, MR], ["CT", "CT"]])
-@pytest.mark.parametrize(("lora", "priors", "gate"), list(product([True, False], repeat=3)))
+@pytest.mark.parametrize(("lora", "priors"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize("gate", [True, False])
 def test_a_fresh_adapter_equals_its_base_to_the_bit(
     tiny_base: SegVol, lora: bool, priors: bool, gate: bool, modalities: list[str]
 ) -> None:
@@ -64,7 +65,7 @@ def test_a_fresh_adapter_equals_its_base_to_the_bit(
     model = adapted(tiny_base, lora=lora, priors=priors, gate=gate)
     found = [output(model, images, prompts) for prompts in (several, mixed_prompts(modalities))]
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert bool(model.trained_tensors()) == (lora or priors)
+    assert model.trained_tensors()
 
 
 def test_the_gate_keeps_ct_to_the_bit_whatever_was_learnt(tiny_base: SegVol) -> None:

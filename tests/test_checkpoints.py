@@ -19,12 +19,13 @@ from adaptmedseg.checkpoints import store
 from adaptmedseg.checkpoints.store import BASE_FORMAT, load_base, save_base, weights_hash, write_tensors
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
-from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig, LoRAConfig, PriorsConfig
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapter_config import AdapterConfig, LayerAdapterConfig, PriorsConfig
 from adaptmedseg.models.prompts import text_prompts
 from adaptmedseg.models.segvol import SegVol, SegVolConfig
 
 TASKS, MODALITIES = ["prostate", "liver"], ["T2 MRI"]
-CONFIG = AdapterConfig(lora=LoRAConfig(rank=2, alpha=2.0), priors=PriorsConfig(blocks=1, modality_tokens=2))
+CONFIG = AdapterConfig(layers=[LayerAdapterConfig(rank=2, alpha=2.0)], priors=PriorsConfig(blocks=1, modality_tokens=2))
 
 
 def another_base(config: SegVolConfig, seed: int) -> SegVol:

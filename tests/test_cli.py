@@ -33,7 +33,7 @@ CONFIG = {
     "precision": "fp32",
     "validations": 1,
     "adapter": {
-        "lora": {"rank": 2, "alpha": 2, "targets": ["image_encoder.blocks.*"]},
+        "layers": [{"rank": 2, "targets": ["image_encoder.blocks.*"]}],
         "priors": {"blocks": 1, "modality_tokens": 2},
     },
 }

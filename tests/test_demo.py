@@ -18,7 +18,7 @@ CONFIG = {
     "name": "tiny demo",
     "budget": {"steps": 2},
     "precision": "fp32",
-    "adapter": {"lora": {"rank": 2, "alpha": 2}, "priors": {"blocks": 1, "modality_tokens": 2}},
+    "adapter": {"layers": [{"rank": 2}], "priors": {"blocks": 1, "modality_tokens": 2}},
 }
 
 

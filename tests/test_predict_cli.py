@@ -20,7 +20,8 @@ from adaptmedseg.checkpoints.store import save_base
 from adaptmedseg.data.registry import modality
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.naming import find_cases, structure_file_names
-from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.models.segvol import SegVol
 
 

@@ -20,7 +20,8 @@ from adaptmedseg.inference.loading import LoadedModel
 from adaptmedseg.inference.predictor import Prediction, Predictor
 from adaptmedseg.inference.prompt_file import PromptSet
 from adaptmedseg.inference.settings import InferenceSettings
-from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.models.prompts import Prompts
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.models.unet import ReferenceUNet

@@ -29,7 +29,8 @@ from adaptmedseg.evaluation.study import (
 )
 from adaptmedseg.evaluation.study_report import ReportText, report_study
 from adaptmedseg.inference.loading import BASE_HASH, LoadedModel
-from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig, LoRAConfig, PriorsConfig
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapter_config import AdapterConfig, LayerAdapterConfig, PriorsConfig
 from adaptmedseg.models.segvol import SegVol, SegVolConfig
 
 CPU = torch.device("cpu")
@@ -47,7 +48,9 @@ def adapted(config: SegVolConfig, *, gate: bool) -> AdaptedSegVol:
     base = SegVol(config)
     torch.manual_seed(1)
     settings = AdapterConfig(
-        lora=LoRAConfig(rank=2, alpha=2), priors=PriorsConfig(blocks=1, modality_tokens=2), gate_by_modality=gate
+        layers=[LayerAdapterConfig(rank=2, alpha=2)],
+        priors=PriorsConfig(blocks=1, modality_tokens=2),
+        gate_by_modality=gate,
     )
     model = AdaptedSegVol(base, settings, ["prostate", "bladder"], [MODALITY])
     with torch.no_grad():

@@ -16,7 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from adaptmedseg.errors import UserError
-from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig, LoRAConfig, PriorsConfig
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapter_config import AdapterConfig, LayerAdapterConfig, PriorsConfig
 from adaptmedseg.models.prompts import text_prompts
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.training.augment import augment, build_augmentation
@@ -350,8 +351,8 @@ def test_a_few_steps_lower_the_loss_of_the_base(tiny_base: SegVol) -> None:
 
 def test_a_few_steps_lower_the_loss_of_an_adapter_and_leave_the_base(tiny_base: SegVol) -> None:
     frozen = copy.deepcopy(tiny_base.state_dict())
-    lora = LoRAConfig(rank=4, alpha=4.0, targets=["image_encoder.*", "mask_decoder.transformer.*"])
-    config = AdapterConfig(lora=lora, priors=PriorsConfig(blocks=2, modality_tokens=10))
+    lora = LayerAdapterConfig(rank=4, alpha=4.0, targets=["image_encoder.*", "mask_decoder.transformer.*"])
+    config = AdapterConfig(layers=[lora], priors=PriorsConfig(blocks=2, modality_tokens=10))
     torch.manual_seed(0)
     model = AdaptedSegVol(tiny_base, config, list(masks_of(view())), [MR])
     before = loss_of(model)
@@ -421,7 +422,11 @@ WRONG = {
     "negative": ({**GOOD, "optimiser": {"lr": -1}}, r"optimiser\.lr: .*-1"),
     "a unet with adapter": ({**GOOD, "model": "unet"}, "set adapter to null"),
     "unknown model": ({**GOOD, "model": "sam"}, "model: .*segvol.*sam"),
-    "rank zero": ({**GOOD, "adapter": {"lora": {"rank": 0}}}, r"adapter\.lora\.rank"),
+    "rank zero": ({**GOOD, "adapter": {"layers": [{"rank": 0}]}}, r"adapter\.layers\.0\.rank"),
+    "an adapter of nothing": (
+        {**GOOD, "adapter": {"layers": [], "priors": None}},
+        "adapter: .*nothing would be trained",
+    ),
     "missing name": ({"budget": {"steps": 5}}, "name"),
     "a list": ([1, 2], "holds no keys"),
     "nothing": (None, "holds no keys"),
@@ -458,11 +463,26 @@ def test_overrides_reach_inner_keys_and_are_checked(tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump({**GOOD, "adapter": None}))
     config = load_config(path, TrainConfig, {"optimiser.lr": 0.5, "budget.steps": 7, "seed": 3})
     assert (config.optimiser.lr, config.budget.steps, config.seed) == (0.5, 7, 3)
-    for key in ("adapter.lora.rank", "name.first"):
+    for key in ("adapter.priors.blocks", "name.first"):
         with pytest.raises(UserError, match=f"{key}: cannot be set while"):
             load_config(path, TrainConfig, {key: 4})
     with pytest.raises(UserError, match=r"optimiser\.speed"):
         load_config(path, TrainConfig, {"optimiser.speed": 4})
+
+
+def test_overrides_reach_entries_of_lists_by_number() -> None:
+    config = load_config(CONFIGS / "adapt.yaml", TrainConfig, {"adapter.layers.0.rank": 4, "adapter.layers.0.alpha": 2})
+    assert config.adapter is not None
+    assert [(layer.rank, layer.alpha) for layer in config.adapter.layers] == [(4, 2.0)]
+    for key in ("adapter.layers.1.rank", "adapter.layers.first.rank", "adapter.layers.-1.rank"):
+        with pytest.raises(UserError, match=rf"{key}: adapter.layers has 1 entry, numbered from 0"):
+            load_config(CONFIGS / "adapt.yaml", TrainConfig, {key: 4})
+
+
+def test_alpha_is_the_rank_where_it_is_left_out() -> None:
+    assert LayerAdapterConfig(rank=3).alpha == 3
+    assert LayerAdapterConfig(rank=3, alpha=5).alpha == 5
+    assert LayerAdapterConfig.model_validate({}).alpha == LayerAdapterConfig().rank
 
 
 def test_a_random_curve_is_a_function_of_intensity_and_spares_masks() -> None:

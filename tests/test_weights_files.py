@@ -18,7 +18,8 @@ from adaptmedseg.checkpoints.download import file_hash
 from adaptmedseg.checkpoints.known import KNOWN, KnownWeights
 from adaptmedseg.checkpoints.store import BASE_FORMAT, load_base, read_tensors, save_base, write_tensors
 from adaptmedseg.errors import UserError
-from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig, LoRAConfig
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapter_config import AdapterConfig, LayerAdapterConfig
 from adaptmedseg.models.segvol import SegVol
 
 
@@ -89,7 +90,9 @@ def test_other_files_are_told_in_a_sentence(tmp_path: Path, case: str, monkeypat
 def test_files_of_this_project_are_not_converted_twice(tiny_base: SegVol, tmp_path: Path) -> None:
     base, adapter = tmp_path / "base.safetensors", tmp_path / "adapter.safetensors"
     save_base(base, tiny_base, {"name": "tiny"})
-    adapted = AdaptedSegVol(tiny_base, AdapterConfig(lora=LoRAConfig(rank=2, alpha=2.0)), ["liver"], ["T2 MRI"])
+    adapted = AdaptedSegVol(
+        tiny_base, AdapterConfig(layers=[LayerAdapterConfig(rank=2, alpha=2.0)]), ["liver"], ["T2 MRI"]
+    )
     save_adapter(adapter, adapted, str(base), {})
     for path in (base, adapter):
         assert_sentence(
@@ -190,7 +193,9 @@ def test_the_publishers_file_is_known_by_its_checksum(
 def test_verify_checks_an_adapter_on_its_base(tiny_base: SegVol, tmp_path: Path) -> None:
     base, adapter = tmp_path / "base.safetensors", tmp_path / "adapter.safetensors"
     save_base(base, tiny_base, {"name": "tiny"})
-    adapted = AdaptedSegVol(tiny_base, AdapterConfig(lora=LoRAConfig(rank=2, alpha=2.0)), ["liver"], ["T2 MRI"])
+    adapted = AdaptedSegVol(
+        tiny_base, AdapterConfig(layers=[LayerAdapterConfig(rank=2, alpha=2.0)]), ["liver"], ["T2 MRI"]
+    )
     save_adapter(adapter, adapted, str(base), {})
     outcome = call("weights", "verify", adapter)
     assert outcome.code == 0, outcome

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from adaptmedseg.checkpoints.store import read_tensors, weights_hash, write_tensors
 from adaptmedseg.errors import UserError
-from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig
+from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.models.segvol import SegVol
 
 ADAPTER_FORMAT = "adaptmedseg-adapter-1"

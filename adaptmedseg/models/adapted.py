@@ -1,39 +1,13 @@
 """SegVol with LoRA adapters and context priors: what adaptation trains, and the base it leaves alone."""
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from adaptmedseg.adapters.lora import add_lora, lora_enabled
+from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.models.prompts import Prompts
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.modules.context_priors import ContextPriors
-
-
-class LoRAConfig(BaseModel):
-    """Rank-stabilised LoRA on every linear layer whose name matches one of the shell patterns."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(8.0, gt=0)
-    targets: list[str] = ["image_encoder.blocks.*"]
-
-
-class PriorsConfig(BaseModel):
-    """Context priors: fusion blocks between encoder and decoder, and tokens per modality."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    blocks: int = Field(2, ge=1, le=4)
-    modality_tokens: int = Field(10, ge=1)
-
-
-class AdapterConfig(BaseModel):
-    """What is added to the base. With `gate_by_modality` images of other modalities take the base's path untouched."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    lora: LoRAConfig | None = LoRAConfig()
-    priors: PriorsConfig | None = PriorsConfig()
-    gate_by_modality: bool = True
 
 
 class AdaptedSegVol(nn.Module):
@@ -49,8 +23,8 @@ class AdaptedSegVol(nn.Module):
         self.tasks = list(tasks)
         self.modalities = list(modalities)
         base.requires_grad_(False)
-        if config.lora is not None:
-            add_lora(base, config.lora.targets, config.lora.rank, config.lora.alpha)
+        for layer in config.layers:
+            add_lora(base, layer.targets, layer.rank, layer.alpha)
         self.base = base
         self.priors: ContextPriors | None = None
         if config.priors is not None:

@@ -7,7 +7,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adaptmedseg.errors import UserError
-from adaptmedseg.models.adapted import AdapterConfig
+from adaptmedseg.models.adapter_config import AdapterConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -145,9 +145,25 @@ def load_config(path: Path, kind: type[Config], overrides: dict[str, object] | N
 
 
 def _set(path: Path, values: dict, keys: list[str], value: object) -> None:
+    """Set one dotted key; entries of a list go by their number."""
+    whole = ".".join(keys)
+    place: dict | list = values
     for depth, key in enumerate(keys[:-1], 1):
-        values = values.setdefault(key, {})
-        if not isinstance(values, dict):
-            whole, part = ".".join(keys), ".".join(keys[:depth])
-            raise UserError(f"{path}: {whole}: cannot be set while {part} is {values!r}; write {part} out in the file")
-    values[keys[-1]] = value
+        _check_number(path, whole, keys[: depth - 1], place, key)
+        inner = place.setdefault(key, {}) if isinstance(place, dict) else place[int(key)]
+        if not isinstance(inner, dict | list):
+            part = ".".join(keys[:depth])
+            raise UserError(f"{path}: {whole}: cannot be set while {part} is {inner!r}; write {part} out in the file")
+        place = inner
+    _check_number(path, whole, keys[:-1], place, keys[-1])
+    if isinstance(place, dict):
+        place[keys[-1]] = value
+    else:
+        place[int(keys[-1])] = value
+
+
+def _check_number(path: Path, whole: str, above: list[str], place: dict | list, key: str) -> None:
+    """UserError where `place` is a list and `key` is not the number of one of its entries."""
+    if isinstance(place, list) and (not key.isdecimal() or int(key) >= len(place)):
+        count = "1 entry" if len(place) == 1 else f"{len(place)} entries"
+        raise UserError(f"{path}: {whole}: {'.'.join(above)} has {count}, numbered from 0; write new ones in the file")

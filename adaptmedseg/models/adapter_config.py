@@ -1,0 +1,57 @@
+"""What an adaptation adds to a base: adapters on its layers, context priors, parameters trained whole, and the gate."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Kind = Literal["lora", "rslora", "qv_lora", "loose_lora", "med_sa"]
+
+
+class LayerAdapterConfig(BaseModel):
+    """One kind of adapter on all layers (for `med_sa`: blocks) whose name matches one of the shell patterns `targets`.
+
+    `rank` is the inner width. `alpha` sets the strength: alpha / rank, for `rslora` alpha / √rank; where it is left out
+    it equals the rank.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: Kind = "rslora"
+    rank: int = Field(8, ge=1)
+    alpha: float = Field(8.0, gt=0)
+    targets: list[str] = Field(["image_encoder.blocks.*"], min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def alpha_is_the_rank(cls, values: Any) -> Any:
+        """Fill in alpha where it is left out."""
+        if isinstance(values, dict) and "rank" in values and "alpha" not in values:
+            return {**values, "alpha": values["rank"]}
+        return values
+
+
+class PriorsConfig(BaseModel):
+    """Context priors: fusion blocks between encoder and decoder, and tokens per modality."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    blocks: int = Field(2, ge=1, le=4)
+    modality_tokens: int = Field(10, ge=1)
+
+
+class AdapterConfig(BaseModel):
+    """What is added to the base.
+
+    `train` are shell patterns of the base's own parameters that are trained whole: the adapter holds its own copy of
+    them. With `gate_by_modality` images of other modalities take the base's path untouched.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    layers: list[LayerAdapterConfig] = [LayerAdapterConfig()]
+    priors: PriorsConfig | None = PriorsConfig()
+    train: list[str] = []
+    gate_by_modality: bool = True
+
+    @model_validator(mode="after")
+    def something_is_trained(self) -> "AdapterConfig":
+        if not self.layers and self.priors is None and not self.train:
+            raise ValueError("nothing would be trained: name layers, priors or train")
+        return self
