@@ -1,4 +1,4 @@
-"""Adapters: identity at the start, the gate, batches, gradients, and LoRA by itself."""
+"""The adapted model: identity at the start, the gate, batches, gradients."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from adaptmedseg.adapters.lora import LoRALinear, add_lora, lora_enabled, lora_layers, merge_lora
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.adapter_config import AdapterConfig, LayerAdapterConfig, PriorsConfig
 from adaptmedseg.models.prompts import Prompts, text_prompts
@@ -131,11 +130,10 @@ def test_an_unknown_task_is_asked_by_text_alone(tiny_base: SegVol) -> None:
 def test_gradients_reach_all_trained_tensors_and_nothing_else(tiny_base: SegVol) -> None:
     model = adapted(tiny_base)
     trained = model.trained_tensors()
-    base_names = {name for name, _ in model.named_parameters()} - trained.keys()
-    assert all("lora_" in name or name.startswith("priors.") for name in trained)
-    assert base_names == {
-        f"base.{name}" for name in tiny_base.state_dict() if "gaussian" not in name and "lora_" not in name
-    }
+    assert all(name.split(".")[0] in ("rslora", "priors") for name in trained)
+    base_names = {name for name, _ in model.named_parameters() if name.startswith("base.")}
+    assert len(base_names) + len(trained) == len(list(model.parameters()))
+    assert base_names == {f"base.{name}" for name in tiny_base.state_dict() if "gaussian" not in name}
     perturb(trained)  # at the start the layers behind a zero layer get none
     prompts = text_prompts([["prostate", "pancreas"], ["liver", "spleen"]], [MR, OTHER_MR])
     model(views(2, tiny_base), prompts).square().mean().backward()
@@ -151,8 +149,8 @@ def test_the_first_step_leaves_the_start(tiny_base: SegVol) -> None:
     model(views(1, tiny_base), text_prompts([["prostate"]], [MR])).square().mean().backward()
     moved = {name for name, p in model.trained_tensors().items() if p.grad is not None and p.grad.abs().max() > 0}
     assert "priors.prototypes.classifier_pred.1.fc2.weight" in moved
-    assert any(name.endswith("lora_up") for name in moved)
-    assert not any(name.endswith("lora_down") for name in moved)
+    assert any(name.endswith(".up") for name in moved)
+    assert not any(name.endswith(".down") for name in moved)
 
 
 def test_training_never_changes_the_base(tiny_base: SegVol) -> None:
@@ -164,60 +162,16 @@ def test_training_never_changes_the_base(tiny_base: SegVol) -> None:
         model(views(1, tiny_base), text_prompts([["prostate"]], [MR])).square().mean().backward()
         optimiser.step()
     after = model.base.state_dict()
-    assert before.keys() <= after.keys()
+    assert before.keys() == after.keys()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
-def test_merged_layers_compute_the_same(tiny_base: SegVol) -> None:
-    images, prompts = views(1, tiny_base), text_prompts([["prostate", "liver"]], [MR])
+def test_the_base_keeps_its_names_and_is_itself_at_rest(tiny_base: SegVol) -> None:
+    images, prompts = views(1, tiny_base), text_prompts([["prostate"]], [MR])
+    weights, plain = copy.deepcopy(tiny_base.state_dict()), output(tiny_base, images, prompts)
     model = adapted(tiny_base)
     perturb(model.trained_tensors())
-    expected = output(model, images, prompts)
-    names = list(lora_layers(model))
-    merge_lora(model)
-    torch.testing.assert_close(output(model, images, prompts), expected, atol=1e-5, rtol=1e-5)
-    assert lora_layers(model) == {}
-    assert all(type(model.get_submodule(name)) is nn.Linear for name in names)
-
-
-def test_switching_off_restores_the_state_even_after_an_error(tiny_base: SegVol) -> None:
-    images, prompts = views(1, tiny_base), text_prompts([["prostate"]], [MR])
-    plain = output(tiny_base, images, prompts)
-    names = add_lora(tiny_base, ["image_encoder.blocks.*", "mask_decoder.*q_proj"], 2, 2.0)
-    layers = lora_layers(tiny_base)
-    assert sorted(layers) == names
-    perturb({name: p for name, p in tiny_base.named_parameters() if "lora_" in name})
-    first = layers[names[0]]
-    first.enabled = False
-    changed = output(tiny_base, images, prompts)
-    with lora_enabled(tiny_base, False):
-        assert torch.equal(output(tiny_base, images, prompts), plain)
-    with pytest.raises(ValueError, match="input size"), lora_enabled(tiny_base, False):
-        tiny_base(images[..., 1:], prompts)
-    assert [layer.enabled for layer in layers.values()] == [layer is not first for layer in layers.values()]
-    assert torch.equal(output(tiny_base, images, prompts), changed)
-    assert not torch.equal(changed, plain)
-
-
-def test_the_scale_is_rank_stabilised() -> None:
-    layer = LoRALinear(nn.Linear(3, 2), rank=4, alpha=6.0)
-    with torch.no_grad():
-        layer.lora_up.fill_(1.0)
-    x = torch.tensor([[1.0, -2.0, 0.5]])
-    expected = nn.functional.linear(x, layer.weight, layer.bias) + 3.0 * (layer.lora_down @ x[0]).sum()
-    torch.testing.assert_close(layer(x), expected)
-
-
-def test_a_pattern_that_matches_nothing_says_what_there_is(tiny_base: SegVol) -> None:
-    with pytest.raises(ValueError, match=r"'blocks\.\*' matches no linear layer") as error:
-        add_lora(tiny_base, ["image_encoder.blocks.*", "blocks.*"], 2, 2.0)
-    assert "image_encoder.blocks.0.attn.qkv" in str(error.value)
-    assert lora_layers(tiny_base) == {}
-
-
-def test_a_released_checkpoint_fits_with_and_without_adapters(tiny_base: SegVol) -> None:
-    weights = copy.deepcopy(tiny_base.state_dict())
-    adapted(tiny_base)
-    missing = tiny_base.load_state_dict(weights, strict=False)
-    assert not missing.unexpected_keys
-    assert all("lora_" in name for name in missing.missing_keys)
+    assert model.base.state_dict().keys() == weights.keys()
+    model.base.load_state_dict(weights)
+    assert torch.equal(output(model.base, images, prompts), plain)
+    assert not torch.equal(output(model, images, prompts), plain)

@@ -67,8 +67,8 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], d
 
 
 def weights_hash(model: SegVol) -> str:
-    """SHA-256 over names and float32 values of the base's weights, adapters left out: what adapters are bound to."""
-    return tensors_hash({name: tensor for name, tensor in model.state_dict().items() if "lora_" not in name})
+    """SHA-256 over names and float32 values of the base's weights: what adapters are bound to."""
+    return tensors_hash(model.state_dict())
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

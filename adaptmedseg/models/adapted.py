@@ -1,30 +1,36 @@
-"""SegVol with LoRA adapters and context priors: what adaptation trains, and the base it leaves alone."""
+"""SegVol with adapters and context priors: what adaptation trains, and the base it leaves alone."""
 
 import torch
 from torch import Tensor, nn
 
-from adaptmedseg.adapters.lora import add_lora, lora_enabled
+from adaptmedseg.adapters.adapter_set import AdapterSet
+from adaptmedseg.adapters.named import NamedAdapter
+from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.models.prompts import Prompts
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.modules.context_priors import ContextPriors
+
+MAIN = "adapter"
 
 
 class AdaptedSegVol(nn.Module):
     """A frozen base with trainable adapters; equals the base, to the bit, before the first step.
 
     `tasks` and `modalities` are the vocabulary: the structures and modalities it has tokens for. Structures outside of
-    it are asked by text alone. The base is changed in place (its linear layers are wrapped).
+    it are asked by text alone. The base's parts stay what they are: outside of `embed` and `segment` it is the base.
+
+    `adapters` holds the adapter built here, `name`, and those that `add_adapter` puts beside it. An image passes those
+    whose gate its modality opens; context priors belong to the first.
     """
 
-    def __init__(self, base: SegVol, config: AdapterConfig, tasks: list[str], modalities: list[str]):
+    def __init__(self, base: SegVol, config: AdapterConfig, tasks: list[str], modalities: list[str], name: str = MAIN):
         super().__init__()
         self.config = config
+        self.name = name
         self.tasks = list(tasks)
         self.modalities = list(modalities)
         base.requires_grad_(False)
-        for layer in config.layers:
-            add_lora(base, layer.targets, layer.rank, layer.alpha)
         self.base = base
         self.priors: ContextPriors | None = None
         if config.priors is not None:
@@ -32,45 +38,80 @@ class AdaptedSegVol(nn.Module):
             self.priors = ContextPriors(
                 len(tasks), len(modalities), width, width // 8, config.priors.blocks, config.priors.modality_tokens
             )
+        self.adapters = AdapterSet(self._hosts())
+        self.adapters.add(name, config.layers, config.train, dict(base.named_parameters()))
+
+    def _hosts(self) -> dict[str, nn.Module]:
+        """Everything that an adapter may be hung on, by the names that targets match."""
+        fusion = {} if self.priors is None else dict(self.priors.named_modules(prefix="priors"))
+        return dict(self.base.named_modules()) | fusion
+
+    def add_adapter(self, name: str, config: AdapterConfig, modalities: list[str]) -> None:
+        """Put a fresh adapter beside the others; with its gate it works on images of `modalities` alone.
+
+        Raises UserError for a name in use, for patterns that match nothing, and for one with context priors.
+        """
+        if config.priors is not None:
+            raise UserError(f"adapter '{name}': has context priors, which only a model's first adapter can have")
+        gate = frozenset(modalities) if config.gate_by_modality else None
+        self.adapters.add(name, config.layers, config.train, dict(self.base.named_parameters()), gate)
+
+    def set_scale(self, name: str, scale: float) -> None:
+        """As `AdapterSet.set_scale`; context priors are in use or, at 0, not: there is nothing between."""
+        if name == self.name and self.priors is not None and scale not in (0, 1):
+            raise UserError(
+                f"adapter '{name}': has context priors, which scale {scale:g} is not defined for; use 0 or 1"
+            )
+        self.adapters.set_scale(name, scale)
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """The adapter's own parameters by name: all that an adapter file holds."""
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        """The first adapter's own parameters by name: all that an adapter file holds."""
+        priors = {} if self.priors is None else {f"priors.{name}": p for name, p in self.priors.named_parameters()}
+        return {**self.adapters[self.name].tensors(), **priors}
 
     def is_adapted(self, modality: str) -> bool:
-        """Whether images of this modality take the adapted path."""
-        return modality in self.modalities or not self.config.gate_by_modality
+        """Whether images of this modality take an adapted path."""
+        return bool(self._active(modality))
 
-    def _active(self, modalities: list[str]) -> list[bool]:
-        return [self.is_adapted(modality) for modality in modalities]
+    def _active(self, modality: str) -> frozenset[str]:
+        """The adapters that images of a modality pass."""
+        return frozenset(a.name for a in self.adapters if self.adapters.is_chosen(a) and self._lets_in(a, modality))
+
+    def _lets_in(self, adapter: NamedAdapter, modality: str) -> bool:
+        if adapter.name == self.name:
+            return modality in self.modalities or not self.config.gate_by_modality
+        return adapter.modalities is None or modality in adapter.modalities
 
     def embed(self, image: Tensor, modalities: list[str]) -> Tensor:
         """Views (b, 1, d, h, w) of b modalities to embeddings (b, c, d', h', w')."""
-        active = torch.tensor(self._active(modalities), device=image.device)
-        if active.all() or not active.any():
-            with lora_enabled(self.base, bool(active.all())):
+        groups = _groups([self._active(modality) for modality in modalities])
+        if len(groups) == 1:
+            with self.adapters.applied(next(iter(groups))):
                 return self.base.encode_image(image)
-        with lora_enabled(self.base, True):
-            adapted = self.base.encode_image(image[active])
-        with lora_enabled(self.base, False):
-            plain = self.base.encode_image(image[~active])
-        embedding = adapted.new_empty(len(image), *adapted.shape[1:])
-        embedding[active], embedding[~active] = adapted, plain
-        return embedding
+        parts = []
+        for names, rows in groups.items():
+            with self.adapters.applied(names):
+                parts.append(self.base.encode_image(image[rows]))
+        return _in_order(parts, groups)
 
     def segment(self, embedding: Tensor, prompts: Prompts) -> Tensor:
         """Image embeddings (b, c, d', h', w') and n prompts to mask logits (n, d'', h'', w'') on the decoder's map."""
-        active = torch.tensor(self._active(prompts.modalities), device=embedding.device)[prompts.image_index]
-        if active.all():
-            with lora_enabled(self.base, True):
+        active = [self._active(modality) for modality in prompts.modalities]
+        groups = _groups([active[image] for image in prompts.image_index.tolist()])
+        if len(groups) == 1:
+            return self._segment_by(next(iter(groups)), embedding, prompts)
+        parts = []
+        for names, rows in groups.items():
+            chosen = torch.zeros(len(prompts), dtype=torch.bool, device=prompts.image_index.device)
+            chosen[rows] = True
+            parts.append(self._segment_by(names, embedding, prompts.select(chosen)))
+        return _in_order(parts, groups)
+
+    def _segment_by(self, names: frozenset[str], embedding: Tensor, prompts: Prompts) -> Tensor:
+        with self.adapters.applied(names):
+            if self.name in names:
                 return self._segment_with_priors(embedding, prompts)
-        if not active.any():
-            with lora_enabled(self.base, False):
-                return self.base.segment(embedding, prompts)
-        parts = [self.segment(embedding, prompts.select(rows)) for rows in (active, ~active)]
-        logits = parts[0].new_empty(len(prompts), *parts[0].shape[1:])
-        logits[active], logits[~active] = parts
-        return logits
+            return self.base.segment(embedding, prompts)
 
     def _segment_with_priors(self, embedding: Tensor, prompts: Prompts) -> Tensor:
         if self.priors is None:
@@ -100,3 +141,18 @@ class AdaptedSegVol(nn.Module):
     def forward(self, image: Tensor, prompts: Prompts) -> Tensor:
         """Views (b, 1, d, h, w) and n prompts to mask logits (n, d'', h'', w'') on the decoder's map."""
         return self.segment(self.embed(image, prompts.modalities), prompts)
+
+
+def _groups(active: list[frozenset[str]]) -> dict[frozenset[str], list[int]]:
+    """Rows by the adapters that they pass; a batch without rows passes none."""
+    groups: dict[frozenset[str], list[int]] = {}
+    for row, names in enumerate(active):
+        groups.setdefault(names, []).append(row)
+    return groups or {frozenset(): []}
+
+
+def _in_order(parts: list[Tensor], groups: dict[frozenset[str], list[int]]) -> Tensor:
+    """Results of the groups as one tensor in the order of the rows."""
+    rows = [row for group in groups.values() for row in group]
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    return torch.cat(parts)[order]
