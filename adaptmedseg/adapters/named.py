@@ -64,9 +64,8 @@ class NamedAdapter(nn.Module):
 
     def _add(self, key: str, name: str, host: nn.Module, bypass: Bypass) -> None:
         if inner(name) in self.bypasses:
-            raise UserError(
-                f"{key}: an earlier entry of the same kind has {name.partition('.')[2]} already; name it once"
-            )
+            layer = name.partition(".")[2]
+            raise UserError(f"{key}: {layer} has an adapter of this kind from an earlier entry; name it once")
         self.bypasses[inner(name)] = bypass
         bypass.attach(host)
 

@@ -59,9 +59,7 @@ class AdaptedSegVol(nn.Module):
     def set_scale(self, name: str, scale: float) -> None:
         """As `AdapterSet.set_scale`; context priors are in use or, at 0, not: there is nothing between."""
         if name == self.name and self.priors is not None and scale not in (0, 1):
-            raise UserError(
-                f"adapter '{name}': has context priors, which scale {scale:g} is not defined for; use 0 or 1"
-            )
+            raise UserError(f"adapter '{name}': has context priors, which no scale of {scale:g} can weigh; use 0 or 1")
         self.adapters.set_scale(name, scale)
 
     def trained_tensors(self) -> dict[str, Tensor]:
