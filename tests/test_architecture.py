@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "data": set(),
     "preprocessing": {"data"},
     "modules": set(),
-    "adapters": {"modules", "models", "checkpoints"},
+    "adapters": {"modules", "models", "checkpoints", "data"},
     "models": {"modules", "adapters"},
     "checkpoints": {*MODEL, "data"},
     "training": {*FILES, "data"},

@@ -130,7 +130,6 @@ class LooseLoRA(LowRank):
 
     def __init__(self, switch: Switch, linear: nn.Linear, rows: list[Rows], rank: int, scale: float):
         super().__init__(switch, linear, rows, scale)
-        self.rank = rank
         widths = (linear.in_features, 2 * rank, rank, 2 * rank, 4 * rank)
         for part in rows:
             for name, (before, after) in zip(LOOSE_LAYERS, pairwise(widths), strict=True):
@@ -139,6 +138,11 @@ class LooseLoRA(LowRank):
 
     def factors_of(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """The four layers as one matrix of the input (4r, c), and B."""
-        layers = accumulate((self._own(name, rows) for name in LOOSE_LAYERS), lambda before, layer: layer @ before)
-        pooled = [layer.unflatten(0, (self.rank, -1)).mean(1) for layer in layers]
-        return torch.cat(pooled), self._own("up", rows)
+        return loose_down([self._own(name, rows) for name in LOOSE_LAYERS]), self._own("up", rows)
+
+
+def loose_down(layers: list[Tensor]) -> Tensor:
+    """The four layers of a loose bypass (2r, c), (r, 2r), (2r, r), (4r, 2r) as one matrix of the input (4r, c)."""
+    rank = len(layers[1])
+    outputs = accumulate(layers, lambda before, layer: layer @ before)
+    return torch.cat([output.unflatten(0, (rank, -1)).mean(1) for output in outputs])

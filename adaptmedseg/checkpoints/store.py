@@ -43,6 +43,17 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
         raise UserError(f"{path}: cannot be written ({reason}); free some space or choose another folder") from None
 
 
+def recorded_hash(path: Path) -> str | None:
+    """The hash of its weights that a base file records; None where there is no such file or hash. The file's weights
+    are not read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError):
+        return None
+    return metadata.get(WEIGHTS_HASH) if metadata.get("format") == BASE_FORMAT else None
+
+
 def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file that this project wrote. UserError on anything else."""
     try:

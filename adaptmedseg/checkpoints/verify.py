@@ -9,7 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from adaptmedseg.adapters.file import ADAPTER_FORMAT, load_adapter, read_card
+from adaptmedseg.adapters.file import ADAPTER_FORMATS, load_adapter, read_adapter
 from adaptmedseg.checkpoints.convert import read_source
 from adaptmedseg.checkpoints.foreign import own_format
 from adaptmedseg.checkpoints.positions import resample_weights
@@ -37,7 +37,7 @@ def verify_file(path: Path, base: str | None = None) -> Verdict:
     Raises UserError for a file that cannot be read or is of another kind.
     """
     kind = own_format(path)
-    if kind == ADAPTER_FORMAT:
+    if kind and kind.startswith(ADAPTER_FORMATS):
         return _verify_adapter(path, base)
     tensors, metadata = read_tensors(path, BASE_FORMAT)
     verdict = Verdict("base", tensors_hash(tensors))
@@ -106,8 +106,7 @@ def compare(path: Path, original: Path, given: Mapping[str, object]) -> Verdict:
 
 
 def _verify_adapter(path: Path, base: str | None) -> Verdict:
-    card = read_card(path)
-    tensors, _ = read_tensors(path, ADAPTER_FORMAT)
+    card, tensors = read_adapter(path)
     verdict = Verdict("adapter", tensors_hash(tensors))
     _check_values(verdict, tensors)
     try:
@@ -123,7 +122,8 @@ def _verify_adapter(path: Path, base: str | None) -> Verdict:
         verdict.problems.append(str(error))
     else:
         verdict.notes.append(
-            f"{len(tensors)} tensors fit its base '{base or card.base}', whose hash is the recorded one"
+            f"{len(tensors)} tensors fit its base '{base or card.base}', whose hash is the recorded one, and give "
+            "the stored output"
         )
     return verdict
 

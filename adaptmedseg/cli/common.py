@@ -51,6 +51,13 @@ def training_bar(text: str) -> Iterator[Callable[[float, dict[str, float]], None
         yield update
 
 
+def text_table(header: list[str], rows: list[list[str]]) -> str:
+    """Columns as wide as they need to be; nothing is cut, so that scripts may read it too."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
 def split_names(names: str | None) -> list[str] | None:
     """Names separated by commas."""
     return None if names is None else [name.strip() for name in names.split(",") if name.strip()]

@@ -8,6 +8,7 @@ import torch
 import typer
 from torch import nn
 
+from adaptmedseg.adapters.counts import count_parameters
 from adaptmedseg.cli.common import Device, config_path, parse_overrides, training_bar
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.device import pick_device
@@ -47,6 +48,9 @@ def train(
     with training_bar(f"training {settings.name}") as progress:
         model, result = run_training(settings, out, chosen, validate=validator(settings, chosen), progress=progress)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if isinstance(model, AdaptedSegVol):
+        for count in count_parameters(model.trained_tensors()):
+            print(f"{count.kind} in {count.part}: {count.parameters:,} trained parameters")
     size = (out / "model.safetensors").stat().st_size / 1e6
     print(
         f"{out}: {result.steps} steps in {result.minutes:.1f} min, {trained:,} trained parameters, file {size:.1f} MB"

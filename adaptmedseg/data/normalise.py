@@ -9,6 +9,7 @@ import numpy as np
 from adaptmedseg.data.volume import Volume
 from adaptmedseg.errors import UserError
 
+NORMALISATION = "segvol-1"  # name and version of what `segvol_normalise` does: models are bound to it
 Crop = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 

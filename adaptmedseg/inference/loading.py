@@ -5,9 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
-from safetensors import SafetensorError, safe_open
-
-from adaptmedseg.adapters.file import ADAPTER_FORMAT, load_adapter, read_card
+from adaptmedseg.adapters.file import ADAPTER_FORMATS, load_adapter, read_card
+from adaptmedseg.checkpoints.foreign import own_format
 from adaptmedseg.checkpoints.store import FRESH, file_hash, load_base, model_path, weights_hash
 from adaptmedseg.checkpoints.unet_file import UNET_FORMAT, load_unet
 from adaptmedseg.data.views import ResizeMode
@@ -57,10 +56,10 @@ def ungated(loaded: LoadedModel) -> LoadedModel:
 def load_model(name: str, base: str | None = None) -> LoadedModel:
     """Load by known name ("small"), file or run folder. `base` overrides the base that an adapter file names."""
     path = model_path(name)
-    kind = _format(path)
-    if base is not None and kind != ADAPTER_FORMAT:
+    kind = own_format(path) or ""
+    if base is not None and not kind.startswith(ADAPTER_FORMATS):
         raise UserError(f"--base {base}: '{name}' is no adapter and takes no base; leave it out")
-    if kind == ADAPTER_FORMAT:
+    if kind.startswith(ADAPTER_FORMATS):
         return _load_adapted(path, base)
     if kind == UNET_FORMAT:
         unet, training = load_unet(path)
@@ -114,15 +113,6 @@ def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:
     text = f"adapter {card.training.get('config')} on {lineage}"
     config = base.config
     return LoadedModel(model.eval(), config.spatial_size, config.resize, every, seen, hashes, text, config.zoom_in)
-
-
-def _format(path: Path) -> str | None:
-    """The format that a safetensors file names; None for fresh models and for what load_base will refuse."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format")
-    except (OSError, SafetensorError):
-        return None
 
 
 def _history(card: dict[str, object]) -> tuple[list[str], frozenset[str], str]:

@@ -63,9 +63,14 @@ class AdaptedSegVol(nn.Module):
         self.adapters.set_scale(name, scale)
 
     def trained_tensors(self) -> dict[str, Tensor]:
-        """The first adapter's own parameters by name: all that an adapter file holds."""
-        priors = {} if self.priors is None else {f"priors.{name}": p for name, p in self.priors.named_parameters()}
-        return {**self.adapters[self.name].tensors(), **priors}
+        """All that an adapter file holds, by name: the first adapter's tensors and those of parts beside the base."""
+        beside = {
+            f"{part}.{name}": tensor
+            for part, module in self.named_children()
+            if module is not self.base and module is not self.adapters
+            for name, tensor in module.state_dict(keep_vars=True).items()
+        }
+        return {**self.adapters[self.name].tensors(), **beside}
 
     def is_adapted(self, modality: str) -> bool:
         """Whether images of this modality take an adapted path."""

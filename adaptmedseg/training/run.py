@@ -5,11 +5,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 import yaml
 from torch import nn
 
+from adaptmedseg.adapters.card import NOT_STATED, About
 from adaptmedseg.adapters.file import save_adapter
 from adaptmedseg.checkpoints.store import MODEL_FILE, load_base, save_base
 from adaptmedseg.checkpoints.unet_file import save_unet
@@ -26,13 +28,16 @@ from adaptmedseg.training.trainer import Progress, Trainer, TrainResult, Validat
 @dataclass(frozen=True)
 class TrainingSet:
     """Views in memory and what they teach. `cases` are 'data set/case', `image_hashes` their source files' SHA-256:
-    evaluation refuses to score a model on an image that it was trained on."""
+    evaluation refuses to score a model on an image that it was trained on. `spacing_mm` is the median over the images
+    (d, h, w), `licences` what each data set states."""
 
     views: list[CachedView]
     structures: list[str]
     modalities: list[str]
     cases: list[str]
     image_hashes: list[str]
+    spacing_mm: tuple[float, float, float]
+    licences: dict[str, str]
 
 
 def training_cases(config: TrainConfig) -> list[tuple[PreparedDataset, PreparedCase]]:
@@ -76,7 +81,15 @@ def load_training_set(config: TrainConfig, size: Size3, resize) -> TrainingSet:
         modalities,
         [f"{dataset.name}/{case.id}" for dataset, case in cases],
         [case.sources["image"]["sha256"] for _, case in cases],
+        _median_spacing([case for _, case in cases]),
+        {dataset.name: str(dataset.manifest.get("licence") or NOT_STATED) for dataset, _ in cases},
     )
+
+
+def _median_spacing(cases: list[PreparedCase]) -> tuple[float, float, float]:
+    """The median over cases of the spacing in mm, axis by axis (d, h, w)."""
+    d, h, w = (round(median(case.spacing[axis] for case in cases), 4) for axis in range(3))
+    return d, h, w
 
 
 def input_view(config: TrainConfig, base: SegVol | None) -> tuple[Size3, str]:
@@ -92,7 +105,7 @@ def build_model(config: TrainConfig, base: SegVol | None, data: TrainingSet) -> 
         return ReferenceUNet(data.structures, SMALL.spatial_size)
     if config.adapter is None:
         return base
-    return AdaptedSegVol(base, config.adapter, data.structures, data.modalities)
+    return AdaptedSegVol(base, config.adapter, data.structures, data.modalities, config.name)
 
 
 def freeze_text_tower(model: nn.Module) -> None:
@@ -160,7 +173,7 @@ def save_run(
         partial.mkdir(parents=True)
         (partial / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         (partial / "history.json").write_text(json.dumps({"summary": summary, "rows": result.history}, indent=1))
-        _save_model(partial / MODEL_FILE, config, model, card, summary)
+        _save_model(partial / MODEL_FILE, config, model, card, data, summary)
         if out.exists():
             out.rmdir()
         os.replace(partial, out)
@@ -172,11 +185,26 @@ def save_run(
 
 
 def _save_model(
-    path: Path, config: TrainConfig, model: nn.Module, card: dict[str, object], summary: dict[str, object]
+    path: Path,
+    config: TrainConfig,
+    model: nn.Module,
+    card: dict[str, object],
+    data: TrainingSet,
+    summary: dict[str, object],
 ) -> None:
     if isinstance(model, AdaptedSegVol):
-        save_adapter(path, model, config.base, summary)
+        licences = {f"base {config.base}": base_licence(card)} | data.licences
+        text = "; ".join(f"{name}: {licence}" for name, licence in licences.items())
+        save_adapter(path, model, config.base, summary, About(config.name, text, data.spacing_mm))
     elif isinstance(model, SegVol):
         save_base(path, model, {"name": config.name, "started_from": card, "training": summary})
     elif isinstance(model, ReferenceUNet):
         save_unet(path, model, summary)
+
+
+def base_licence(card: dict[str, object]) -> str:
+    """The licence that a base's card, or that of the base it came from, states."""
+    if "licence" in card:
+        return str(card["licence"])
+    before = card.get("started_from")
+    return base_licence(before) if isinstance(before, dict) else NOT_STATED
