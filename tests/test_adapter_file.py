@@ -196,8 +196,8 @@ def test_a_tampered_file_is_refused_in_a_sentence(
         (lambda card, tensors: card["config"]["layers"][0].update(alpha=9.0), "does not compute what it computed"),
         (lambda card, tensors: tensors[LOGITS].add_(0.1), "does not compute what it computed"),
         (
-            lambda card, tensors: card["preprocessing"].update(resize="nearest-exact"),
-            "trained with resize nearest-exact",
+            lambda card, tensors: card["preprocessing"].update(resize="nearest"),
+            "trained with resize nearest",
         ),
         (lambda card, tensors: card["preprocessing"].update(normalisation="z"), "normalisation z.*given segvol-1"),
     ],

@@ -118,9 +118,7 @@ def test_merge_writes_a_base_that_computes_the_same(folder: Path, tiny_base: Seg
 
 def test_merge_says_why_it_would_not_compute_the_same(folder: Path) -> None:
     out = folder / "merged.safetensors"
-    refuse(
-        call("adapters", "merge", folder / "runs" / "priors", "--out", out), "has priors", "use the adapter as it is"
-    )
+    refuse(call("adapters", "merge", folder / "runs" / "priors", "--out", out), "has priors", "as it is")
     refuse(call("adapters", "merge", folder / "runs" / "gated", "--out", out), "its gate lets T2 MRI in", "--drop-gate")
     bottlenecks = perturb(adapted(load_base(str(folder / "base.safetensors"))[0], one_kind("med_sa", gate=False)))
     save_adapter(folder / "sa.safetensors", bottlenecks, str(folder / "base.safetensors"), {})

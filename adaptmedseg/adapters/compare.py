@@ -28,6 +28,10 @@ class Change:
         """The inner product of the two changes, without multiplying either out."""
         return float(((self.up.mT @ other.up) * (self.down @ other.down.mT)).sum())
 
+    def plus(self, other: "Change") -> "Change":
+        """Both changes of one weight."""
+        return Change(torch.cat([self.up, other.up], 1), torch.cat([self.down, other.down]))
+
     def fits(self, other: "Change") -> bool:
         return len(self.up) == len(other.up) and self.down.shape[1] == other.down.shape[1]
 
@@ -64,10 +68,7 @@ def changes(card: AdapterCard, tensors: Mapping[str, Tensor]) -> dict[str, Chang
         down = roles["down"] if "down" in roles else loose_down([roles[name] for name in LOOSE_LAYERS])
         up = _strength(card, kind, target) * roles["up"]
         name = f"layers.{target}.{rows}"
-        known = found.get(name)
-        found[name] = (
-            Change(up, down) if known is None else Change(torch.cat([known.up, up], 1), torch.cat([known.down, down]))
-        )
+        found[name] = found[name].plus(Change(up, down)) if name in found else Change(up, down)
     return found
 
 

@@ -19,6 +19,7 @@ from adaptmedseg.cli.common import text_table
 from adaptmedseg.errors import UserError
 
 SHOWN = 3  # names in a cell of a table
+COLUMNS = ["file", "name", "base", "is", "tasks", "modalities", "kinds", "parameters", "MB", "date"]
 BASES = {"ok": "ok", "missing": "not here", "another": "has other weights"}
 app = typer.Typer(
     help="Look at adapter files, compare them, make bases of them.", no_args_is_help=True, rich_markup_mode=None
@@ -46,9 +47,8 @@ def list_command(folder: Annotated[Path, typer.Argument(help="A folder; those in
             rows.append([str(path.relative_to(folder)), *_row(path)])
         except UserError as error:
             damaged.append(str(error))
-    header = ["file", "name", "base", "", "tasks", "modalities", "kinds", "parameters", "MB", "date"]
     if rows:
-        print(text_table(header, rows))
+        print(text_table(COLUMNS, rows))
     for sentence in damaged:
         print(f"wrong: {sentence}")
     if damaged:
@@ -118,9 +118,7 @@ def _facts(card: AdapterCard) -> dict[str, str]:
     gate = f"{', '.join(card.modalities)} alone; all other images pass the base untouched"
     preprocessing = card.preprocessing
     size = "×".join(map(str, preprocessing.spatial_size))
-    spacing = (
-        " × ".join(f"{value:g}" for value in card.spacing_mm) + " mm (d, h, w)" if card.spacing_mm else "not known"
-    )
+    spacing = " × ".join(f"{value:g} mm" for value in card.spacing_mm) if card.spacing_mm else "not known"
     training = {key: value for key, value in card.training.items() if not isinstance(value, list | dict)}
     return {
         "base": f"{card.base} ({card.base_hash[:12]})",
@@ -128,7 +126,7 @@ def _facts(card: AdapterCard) -> dict[str, str]:
         "modalities": ", ".join(card.modalities),
         "gate": gate if card.config.gate_by_modality else "none: every image is adapted",
         "input": f"{size}, {preprocessing.resize}, normalisation {preprocessing.normalisation}",
-        "median spacing of the training images": spacing,
+        "median spacing (d, h, w)": spacing,
         "licence": card.licence,
         "training": ", ".join(f"{key} {value}" for key, value in training.items()) or "not stated",
         "config": json.dumps(card.config.model_dump(mode="json")),
@@ -180,8 +178,7 @@ def compare(
         raise UserError(f"{files[0]}: is one adapter alone; name two or more to compare")
     paths = [_path(file) for file in files]
     read = [read_adapter(path) for path in paths]
-    header = ["file", "name", "base", "", "tasks", "modalities", "kinds", "parameters", "MB", "date"]
-    print(text_table(header, [[str(path), *_row(path)] for path in paths]))
+    print(text_table(COLUMNS, [[str(path), *_row(path)] for path in paths]))
     first_card, first_tensors = read[0]
     first = changes(first_card, first_tensors)
     for path, (card, tensors) in zip(paths[1:], read[1:], strict=True):
