@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from adaptmedseg.training.config import OptimiserConfig, TrainConfig
 from adaptmedseg.training.losses import segmentation_loss, target_on_map
+from adaptmedseg.training.muon import BatchedMuon
 from adaptmedseg.training.sampling import BatchStream
 
 Validate = Callable[[nn.Module], float]
@@ -78,7 +79,7 @@ def build_optimisers(model: nn.Module, config: OptimiserConfig) -> list[torch.op
     if config.matrices == "adamw" or not matrices:
         decayed = [{"params": matrices, "weight_decay": config.weight_decay}]
         return [torch.optim.AdamW(decayed + plain if matrices else plain, lr=config.lr)]
-    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = BatchedMuon(matrices, lr=config.lr, weight_decay=config.weight_decay)
     return [muon, torch.optim.AdamW(plain, lr=config.lr)] if rest else [muon]
 
 
