@@ -1,6 +1,7 @@
 """The training loop, over Accelerate: one model, one stream of batches, one budget."""
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,12 @@ from adaptmedseg.training.sampling import BatchStream
 Validate = Callable[[nn.Module], float]
 Progress = Callable[[float, dict[str, float]], None]
 LOG_EVERY = 10
+
+
+def give_way(worker: int) -> None:
+    """Let a data worker step back where cores are few: a step waits for its slowest thread."""
+    if hasattr(os, "nice"):
+        os.nice(10)
 
 
 class WeightAverage:
@@ -96,7 +103,7 @@ class Trainer:
         self.model, *self.optimisers = self.accelerator.prepare(model, *build_optimisers(model, config.optimiser))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.optimiser.ema)
-        self.loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
+        self.loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=give_way)
 
     def _progress(self, step: int, minutes: float) -> float:
         budget = self.config.budget
