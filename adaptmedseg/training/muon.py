@@ -30,9 +30,7 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 class BatchedMuon(Optimizer):
     """Orthogonalised momentum for two-dimensional parameters, with AdamW's scale of updates and decoupled decay."""
 
-    def __init__(
-        self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95
-    ):
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         wrong = [p.shape for group in self.param_groups for p in group["params"] if p.ndim != 2]
         if wrong:
