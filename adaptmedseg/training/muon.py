@@ -44,7 +44,7 @@ class BatchedMuon(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            alike: dict[tuple[int, int], list[nn.Parameter]] = {}
+            alike: dict[tuple[int, int], list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     alike.setdefault((min(parameter.shape), max(parameter.shape)), []).append(parameter)
@@ -52,7 +52,7 @@ class BatchedMuon(Optimizer):
                 self._update(parameters, group)
         return loss
 
-    def _update(self, parameters: list[nn.Parameter], group: dict[str, float]) -> None:
+    def _update(self, parameters: list[Tensor], group: dict[str, float]) -> None:
         gradients = [cast(Tensor, p.grad) for p in parameters]
         buffers = [self._buffer(p) for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
@@ -65,7 +65,7 @@ class BatchedMuon(Optimizer):
         moves = [u.mT if p.shape[0] > p.shape[1] else u for p, u in zip(parameters, updates, strict=True)]
         torch._foreach_add_(parameters, moves, alpha=-rate)
 
-    def _buffer(self, parameter: nn.Parameter) -> Tensor:
+    def _buffer(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
