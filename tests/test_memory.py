@@ -16,7 +16,7 @@ from small_cases import AFFINE, MODALITY, save, small_image
 from torch import Tensor
 
 from adaptmedseg.data.headers import VolumeSize, volume_size
-from adaptmedseg.data.normalise import normalise_volume
+from adaptmedseg.data.normalise import normalised_crop
 from adaptmedseg.data.registry import modality
 from adaptmedseg.data.volume import read_image
 from adaptmedseg.errors import UserError
@@ -82,7 +82,7 @@ def test_reading_and_normalising_take_what_is_said(tmp_path: Path, dtype: type) 
     volume = read_image(tmp_path / "scan.nii.gz")
     _, reading = tracemalloc.get_traced_memory()
     tracemalloc.reset_peak()
-    normalise_volume(volume)
+    normalised_crop(volume)
     _, normalising = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     for measured, said in ((reading, size.loaded_bytes + READ * size.voxels), (normalising, NORMALISE * size.voxels)):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from adaptmedseg.data.normalise import bounding_box, crop_slices, foreground_statistics, segvol_normalise, standardise
+from adaptmedseg.data.intensity import intensity_statistics
+from adaptmedseg.data.normalise import bounding_box, crop_slices, segvol_normalise, standardise
 from adaptmedseg.data.views import resize_image, resize_labels
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -61,10 +62,10 @@ def test_zoom_out_view_agrees_with_the_reference(reference: dict) -> None:
 def test_statistics_by_hand() -> None:
     image = np.zeros((1, 1, 8), np.float32)
     image[0, 0, :4] = [10, 20, 30, 40]  # the mean is 12.5, so that 20, 30 and 40 are the foreground
-    stats = foreground_statistics(image)
+    stats = intensity_statistics(image)
     assert stats.mean == pytest.approx(30)
     assert stats.std == pytest.approx(np.sqrt(200 / 3))
-    assert (stats.low, stats.high) == (pytest.approx(20.01), pytest.approx(39.99))
+    assert (stats.foreground[0.05], stats.foreground[99.95]) == (pytest.approx(20.01), pytest.approx(39.99))
 
 
 def test_result_spans_zero_to_one_and_ignores_scale_and_offset() -> None:

@@ -13,7 +13,7 @@ from small_cases import AFFINE, MODALITY, save, small_image
 from torch import Tensor
 
 from adaptmedseg.data.maps import write_probabilities
-from adaptmedseg.data.normalise import normalise_volume
+from adaptmedseg.data.normalise import segvol_normalise
 from adaptmedseg.data.volume import Volume, read_grid, read_image, to_grid
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.loading import LoadedModel
@@ -219,7 +219,7 @@ def test_zoom_is_the_models_own_choice_unless_said(tiny_base: SegVol, tmp_path: 
         for zoom, zooms in ((None, zoom_in), (True, True), (False, False)):
             prediction = predictor.predict(["prostate"], zoom=zoom)
             assert (prediction.windows["prostate"] > 0) == zooms
-    normalised, _ = normalise_volume(read_image(path))
+    normalised, _ = segvol_normalise(read_image(path).data)
     np.testing.assert_array_equal(predictor.predict(["prostate"], zoom=True).masks["prostate"], normalised > 0.5)
 
 

@@ -30,9 +30,10 @@ from adaptmedseg.training.config import (
     load_config,
 )
 from adaptmedseg.training.losses import bce_loss, dice_loss, segmentation_loss, target_on_map
-from adaptmedseg.training.sampling import Batch, BatchStream, CachedView
+from adaptmedseg.training.sampling import Batch, BatchStream
 from adaptmedseg.training.simulate import box_of, simulate_boxes, simulate_points
 from adaptmedseg.training.trainer import Trainer, WeightAverage, build_optimisers, learning_rate_factor
+from adaptmedseg.training.views import CachedView
 
 SIZE = (8, 32, 32)
 MR = "T2 MRI"

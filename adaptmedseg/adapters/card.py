@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from torch import Tensor
 
 from adaptmedseg.checkpoints.store import tensors_hash
-from adaptmedseg.data.normalise import NORMALISATION
+from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.models.segvol import Size3
 
@@ -18,12 +18,12 @@ Millimetres = Annotated[float, Field(gt=0)]
 
 
 class Preprocessing(BaseModel):
-    """How a volume becomes the model's input: input size (d, h, w), way of resizing, name of the normalisation."""
+    """How a volume becomes the model's input: input size (d, h, w), way of resizing, rule of intensities."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     spatial_size: Size3
     resize: str
-    normalisation: str
+    normalisation: Normalisation
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class About:
     name: str = "adapter"
     licence: str = NOT_STATED
     spacing_mm: tuple[float, float, float] | None = None
-    normalisation: str = NORMALISATION
+    normalisation: Normalisation = SEGVOL
 
 
 class AdapterCard(BaseModel):

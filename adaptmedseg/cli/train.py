@@ -19,7 +19,7 @@ from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.segvol import SMALL, SegVol
 from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.config import TrainConfig, load_config
-from adaptmedseg.training.run import run_training
+from adaptmedseg.training.run import fitted, run_training
 
 
 def train(
@@ -43,7 +43,7 @@ def train(
     changes = parse_overrides(overrides or [])
     given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
     changes |= {key: value for key, value in given.items() if value is not None}
-    settings = load_config(config_path(config), TrainConfig, changes)
+    settings = fitted(load_config(config_path(config), TrainConfig, changes))
     chosen = pick_device(device)
     with training_bar(f"training {settings.name}") as progress:
         model, result = run_training(settings, out, chosen, validate=validator(settings, chosen), progress=progress)
@@ -78,7 +78,7 @@ def validator(config: TrainConfig, device: torch.device) -> Callable[[nn.Module]
         segmenter = CropSegmenter(asked_model, view.spatial_size, view.resize, device)
         records = []
         for dataset in datasets:
-            asked = Asked(config.name, dataset.name)
+            asked = Asked(config.name, dataset.name, normalisation_of=lambda modality: config.data.normalise)
             structures = [name for name in config.data.structures or dataset.structures if can_segment(model, name)]
             records += evaluate_cases(segmenter, dataset.cases("val"), structures, asked)
         model.train(training)

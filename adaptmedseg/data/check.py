@@ -14,10 +14,10 @@ from rich.table import Table
 
 from adaptmedseg.data.archive import opened_source
 from adaptmedseg.data.discover import Pair, find_pairs
+from adaptmedseg.data.files import file_sha256
 from adaptmedseg.data.labelled import Absent, LabelledVolume, modality_of, read_labelled
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
-from adaptmedseg.data.normalise import Crop, crop_slices, normalise_volume
-from adaptmedseg.data.prepared import file_sha256
+from adaptmedseg.data.normalise import Crop, crop_slices, foreground_of
 from adaptmedseg.data.registry import Family, Registry, default_registry
 from adaptmedseg.errors import UserError
 
@@ -112,7 +112,7 @@ def check_case(
     """Report on one case. `scheme` None tells volumes by label value; `family` None leaves intensities unjudged."""
     try:
         case = read_labelled(pair, scheme, absent)
-        _, crop = normalise_volume(case.image)
+        _, crop = foreground_of(case.image)
     except UserError as error:
         return CaseCheck(pair.id, errors=(str(error),))
     masks = _masks(case, scheme, absent)

@@ -1,5 +1,6 @@
 """Files that are either complete or absent."""
 
+import hashlib
 import os
 import tempfile
 from pathlib import Path
@@ -18,3 +19,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.data.prepared import PreparedCase
 from adaptmedseg.evaluation.metrics import dice
 from adaptmedseg.evaluation.records import Record
@@ -18,18 +19,24 @@ Ask = Literal["text", "oracle box", "none"]
 OnMask = Callable[[PreparedCase, str, np.ndarray, Record], None]
 
 
+def segvol_for_all(modality: str) -> Normalisation:
+    """SegVol's rule, whatever the modality."""
+    return SEGVOL
+
+
 @dataclass(frozen=True)
 class Asked:
     """Who is asked, and how: `method` names the model in tables, `ask` is how structures are prompted.
 
     "none" is for networks with one fixed output a structure: they get no prompt, whatever is asked. `zoom` takes a
-    second look by windows at full resolution.
+    second look by windows at full resolution. `normalisation_of` gives a modality's way of normalising.
     """
 
     method: str
     dataset: str
     ask: Ask = "text"
     zoom: bool = False
+    normalisation_of: Callable[[str], Normalisation] = segvol_for_all
 
 
 def prompts_for(case: PreparedCase, names: list[str], ask: Ask) -> list[StructurePrompt]:
@@ -52,7 +59,7 @@ def evaluate_case(
         names = [name for name in names if case.voxels_in_crop[name]]
     if not names:
         return []
-    segmenter.set_crop(case.image(), case.modality)
+    segmenter.set_crop(case.image(asked.normalisation_of(case.modality)), case.modality)
     prompts = prompts_for(case, names, asked.ask)
     records = []
     voxel_ml = case.grid.voxel_ml

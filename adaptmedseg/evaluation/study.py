@@ -125,7 +125,7 @@ def run_study(
         for source in data:
             names = _structures(method, source.dataset, structures)
             ask: Ask = "none" if isinstance(loaded.model, ReferenceUNet) else method.ask
-            asked = Asked(method.name, source.dataset.name, ask, loaded.zoom_in)
+            asked = Asked(method.name, source.dataset.name, ask, loaded.zoom_in, loaded.normalisation_of)
             for case in source.cases:
                 records += evaluate_case(
                     segmenter, case, names, asked, lambda _c, _s, mask, record: masks.put(record, mask)

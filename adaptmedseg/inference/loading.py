@@ -5,10 +5,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+from pydantic import ValidationError
+
 from adaptmedseg.adapters.file import ADAPTER_FORMATS, load_adapter, read_card
 from adaptmedseg.checkpoints.foreign import own_format
 from adaptmedseg.checkpoints.store import FRESH, file_hash, load_base, model_path, weights_hash
 from adaptmedseg.checkpoints.unet_file import UNET_FORMAT, load_unet
+from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.data.views import ResizeMode
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapted import AdaptedSegVol
@@ -25,7 +28,8 @@ class LoadedModel:
 
     `structures` are those it was trained to segment; `seen` the SHA-256 of every image that any of its training saw;
     `hashes` what identifies it; `lineage` says in words how it came about; `zoom_in`, whether it is meant to look
-    again by windows at full resolution; `untrained`, in a sentence, what of it no training ever saw.
+    again by windows at full resolution; `untrained`, in a sentence, what of it no training ever saw; `normalisation`,
+    how it was taught to see intensities, and `base_normalisation`, how its base was.
     """
 
     model: AnyModel
@@ -37,6 +41,14 @@ class LoadedModel:
     lineage: str
     zoom_in: bool = False
     untrained: str = ""
+    normalisation: Normalisation = SEGVOL
+    base_normalisation: Normalisation = SEGVOL
+
+    def normalisation_of(self, modality: str) -> Normalisation:
+        """How images of a modality are normalised for it: the base's way where they take the base's path."""
+        if isinstance(self.model, AdaptedSegVol) and not self.model.is_adapted(modality):
+            return self.base_normalisation
+        return self.normalisation
 
     @property
     def gated(self) -> bool:
@@ -67,8 +79,9 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
         seen = frozenset(cast(list, training.get("image_sha256", [])))
         lineage = f"U-Net from scratch ({training.get('config')})"
         return LoadedModel(
-            unet.eval(), unet.spatial_size, resize, unet.structures, seen, {"file": file_hash(path)}, lineage
-        )
+            unet.eval(), unet.spatial_size, resize, unet.structures, seen, {"file": file_hash(path)}, lineage,
+            normalisation=recorded_normalisation(training),
+        )  # fmt: skip
     model, card = load_base(name)
     structures, seen, lineage = _history(card)
     hashes = {BASE_HASH: weights_hash(model)}
@@ -83,7 +96,17 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
         lineage,
         config.zoom_in,
         _untrained(name, card),
+        recorded_normalisation(card.get("training")),
     )
+
+
+def recorded_normalisation(training: object) -> Normalisation:
+    """What a training summary says of intensities; SegVol's rule where it says nothing."""
+    recorded = training.get("normalisation") if isinstance(training, dict) else None
+    try:
+        return SEGVOL if recorded is None else Normalisation.model_validate(recorded)
+    except ValidationError:
+        raise UserError(f"normalisation {recorded!r} of the model is damaged; copy the model file again") from None
 
 
 def _untrained(name: str, card: dict[str, object]) -> str:
@@ -112,7 +135,11 @@ def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:
     every = sorted({*structures, *model.tasks})
     text = f"adapter {card.training.get('config')} on {lineage}"
     config = base.config
-    return LoadedModel(model.eval(), config.spatial_size, config.resize, every, seen, hashes, text, config.zoom_in)
+    return LoadedModel(
+        model.eval(), config.spatial_size, config.resize, every, seen, hashes, text, config.zoom_in,
+        normalisation=card.preprocessing.normalisation,
+        base_normalisation=recorded_normalisation(base_card.get("training")),
+    )  # fmt: skip
 
 
 def _history(card: dict[str, object]) -> tuple[list[str], frozenset[str], str]:

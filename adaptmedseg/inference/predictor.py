@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
 
-from adaptmedseg.data.normalise import Crop, crop_slices, normalise_volume
+from adaptmedseg.data.normalise import Crop, crop_slices, normalised_crop
 from adaptmedseg.data.registry import modality as find_modality
 from adaptmedseg.data.registry import normalise_name, structure
 from adaptmedseg.data.volume import Volume, read_image
@@ -119,9 +118,7 @@ class Predictor:
         started = time.perf_counter()
         volume = image if isinstance(image, Volume) else read_image(image, channel, series)
         read = time.perf_counter()
-        normalised, crop = normalise_volume(volume)
-        inside = np.ascontiguousarray(normalised[crop_slices(crop)])
-        del normalised  # as large as the image, and not needed while it is encoded
+        inside, crop = normalised_crop(volume, self.loaded.normalisation_of(name))
         self.timings = {"read": read - started, "normalise": time.perf_counter() - read}
         self.segmenter.set_crop(inside, name)
         self._volume, self._modality, self._crop = volume, name, crop

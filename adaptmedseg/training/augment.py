@@ -1,10 +1,12 @@
-"""Random changes of a training view, by MONAI's transforms."""
+"""Random changes of a training view, by MONAI's transforms and, for artefacts, TorchIO's."""
 
 import math
 from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torchio as tio
 from monai.transforms import (
     Compose,
     MapTransform,
@@ -20,6 +22,7 @@ from monai.transforms import (
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from adaptmedseg.training.artefacts import apply_artefacts, build_artefacts
 from adaptmedseg.training.config import AugmentConfig
 
 IMAGE, MASKS = "image", "masks"
@@ -47,7 +50,15 @@ class RandomCurved(MapTransform, Randomizable):
         return out
 
 
-def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Compose:
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes of place and intensity, then artefacts."""
+
+    changes: Compose
+    artefacts: list[tio.Transform]
+
+
+def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Augmentation:
     """Transforms of {image: (1, d, h, w), masks: (1, d, h, w)}; masks are a packed label map, never interpolated."""
     tilt = math.radians(config.rotate)
     # Volumes are anisotropic: turns out of the axial plane are kept to a third of those within it.
@@ -76,17 +87,19 @@ def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Com
         steps.append(RandAdjustContrastd([IMAGE], prob=0.6, gamma=(1 - config.gamma, 1 / (1 - config.gamma))))
     if config.noise:
         steps.append(RandGaussianNoised([IMAGE], prob=0.5, std=config.noise))
-    return Compose(steps)
+    return Augmentation(Compose(steps), build_artefacts(config))
 
 
-def augment(transform: Compose, image: Tensor, masks: np.ndarray, seed: int) -> tuple[Tensor, np.ndarray]:
+def augment(transform: Augmentation, image: Tensor, masks: np.ndarray, seed: int) -> tuple[Tensor, np.ndarray]:
     """Apply a transform to a view (1, d, h, w) and its boolean masks (k, d, h, w); the seed alone decides the draw."""
     packed = np.zeros(masks.shape[1:], np.float32)
     for bit, mask in enumerate(masks):
         packed += mask * np.float32(2**bit)
-    transform.set_random_state(seed=seed)
-    out = transform({IMAGE: image, MASKS: torch.from_numpy(packed)[None]})
+    transform.changes.set_random_state(seed=seed)
+    out = transform.changes({IMAGE: image, MASKS: torch.from_numpy(packed)[None]})
     labels = np.asarray(out[MASKS][0]).round().astype(np.int64)
     unpacked = np.stack([(labels >> bit) & 1 for bit in range(len(masks))]).astype(bool)
     plain = convert_to_tensor(out[IMAGE], dtype=torch.float32, track_meta=False)  # a MetaTensor slows all that follows
+    if transform.artefacts:
+        plain = apply_artefacts(transform.artefacts, plain.clamp(0, 1), seed)
     return plain.clamp(0, 1), unpacked

@@ -6,23 +6,53 @@ from typing import Annotated, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapter_config import AdapterConfig
 
 Positive = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(ge=1)]
 
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class BalanceConfig(Strict):
+    """Temperatures of sampling, 1 or more: a group of n is drawn in proportion to n^(1/T).
+
+    1 takes every case once an epoch and every structure of an image as often as any other; a large T (or .inf) draws
+    modalities, data sets within a modality, and structures equally often, however many cases each has. A structure's
+    temperature works on the choice of cases and on the choice of structures within a case.
+    """
+
+    modality: Temperature = 1.0
+    dataset: Temperature = 1.0
+    structure: Temperature = 1.0
+
+
 class DataConfig(Strict):
-    """Prepared data sets to train on. Cases of the split 'train', or all but fold `fold` where a fold is named."""
+    """Prepared data sets to train on. Cases of the split 'train', or all but fold `fold` where a fold is named.
+
+    `normalise` belongs to the model: it is kept in its file and replayed at prediction. `zoom_in` is the share of
+    samples that are windows of full resolution round a structure instead of the whole crop. Views stay in memory up to
+    `cache_gib`; those of further cases are made anew each time.
+    """
 
     paths: list[str] = []
     structures: list[str] | None = None
     fold: int | None = None
+    normalise: Normalisation = SEGVOL
+    zoom_in: Fraction = 0.0
+    balance: BalanceConfig = BalanceConfig()
+    cache_gib: Positive = 8.0
+
+    @model_validator(mode="after")
+    def windows_need_no_whole_crop(self) -> "DataConfig":
+        if self.zoom_in and self.normalise.n4:
+            raise ValueError("n4 corrects whole crops and windows are read alone: set zoom_in to 0 or n4 to false")
+        return self
 
 
 class BudgetConfig(Strict):
@@ -60,6 +90,7 @@ class AugmentConfig(Strict):
 
     `spatial` is the probability of an affine change, `mirror` that of a left-right flip, with left and right structures
     exchanged. `curve` is the probability of a random intensity curve, rising or not: it teaches shape before contrast.
+    `motion`, `ghosting` and `anisotropy` are the probabilities of MRI's artefacts (TorchIO's).
     """
 
     spatial: Fraction = 0.9
@@ -74,6 +105,9 @@ class AugmentConfig(Strict):
     noise: Fraction = 0.04
     blur: Fraction = 0.2
     bias_field: Fraction = 0.0
+    motion: Fraction = 0.0
+    ghosting: Fraction = 0.0
+    anisotropy: Fraction = 0.0
 
 
 class OptimiserConfig(Strict):

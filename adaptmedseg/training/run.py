@@ -3,26 +3,29 @@
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from statistics import median
 
 import torch
 import yaml
 from torch import nn
 
-from adaptmedseg.adapters.card import NOT_STATED, About
 from adaptmedseg.adapters.file import save_adapter
 from adaptmedseg.checkpoints.store import MODEL_FILE, load_base, save_base
 from adaptmedseg.checkpoints.unet_file import save_unet
+from adaptmedseg.data.normalise import fit_landmarks
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.segvol import SMALL, SegVol, Size3
 from adaptmedseg.models.unet import ReferenceUNet
+from adaptmedseg.training.about import about_adapter, median_spacing, stated_licences
 from adaptmedseg.training.config import TrainConfig
-from adaptmedseg.training.sampling import BatchStream, CachedView, cache_view
+from adaptmedseg.training.sampling import BatchStream
 from adaptmedseg.training.trainer import Progress, Trainer, TrainResult, Validate
+from adaptmedseg.training.views import LazyView, View, ViewMaker
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class TrainingSet:
     evaluation refuses to score a model on an image that it was trained on. `spacing_mm` is the median over the images
     (d, h, w), `licences` what each data set states."""
 
-    views: list[CachedView]
+    views: list[View]
     structures: list[str]
     modalities: list[str]
     cases: list[str]
@@ -67,7 +70,13 @@ def load_training_set(config: TrainConfig, size: Size3, resize) -> TrainingSet:
             raise UserError(
                 f"data.structures: '{unknown[0]}' is in none of the data sets; there are {', '.join(sorted(known))}"
             )
-    views = [cache_view(case, wanted, size, resize, registries[id(dataset)].mirror) for dataset, case in cases]
+    make = ViewMaker(size, resize, wanted, config.data.normalise)
+    views: list[View] = []
+    room = config.data.cache_gib * 2**30
+    for dataset, case in cases:
+        view, more = _view(make, case, registries[id(dataset)].mirror, dataset.name, config, room > 0)
+        views.append(view)
+        room -= more
     # A flip turns one side's structure into the other's, which then is a task of its own.
     structures = sorted({name for view in views for pair in view.mirrored.items() for name in pair})
     if not structures:
@@ -81,15 +90,34 @@ def load_training_set(config: TrainConfig, size: Size3, resize) -> TrainingSet:
         modalities,
         [f"{dataset.name}/{case.id}" for dataset, case in cases],
         [case.sources["image"]["sha256"] for _, case in cases],
-        _median_spacing([case for _, case in cases]),
-        {dataset.name: str(dataset.manifest.get("licence") or NOT_STATED) for dataset, _ in cases},
+        median_spacing([case for _, case in cases]),
+        stated_licences([dataset for dataset, _ in cases]),
     )
 
 
-def _median_spacing(cases: list[PreparedCase]) -> tuple[float, float, float]:
-    """The median over cases of the spacing in mm, axis by axis (d, h, w)."""
-    d, h, w = (round(median(case.spacing[axis] for case in cases), 4) for axis in range(3))
-    return d, h, w
+def _view(
+    make: ViewMaker, case: PreparedCase, mirror: Callable[[str], str], dataset: str, config: TrainConfig, keep: bool
+) -> tuple[View, int]:
+    """The view of a case, kept in memory or made anew each time, and the bytes that it takes."""
+    view = make(case, mirror, dataset)
+    if config.data.zoom_in:
+        windows = make.windows(case, config.seed)
+        mirrored = view.mirrored | {name: mirror(name) for name in windows.places}
+        view = replace(view, windows=windows, mirrored=mirrored)
+    if keep:
+        return view, view.image.nbytes + view.labels.nbytes
+    remake = partial(make, case, mirror, dataset)
+    return LazyView(view.modality, view.bits, view.mirrored, remake, dataset, view.windows), 0
+
+
+def fitted(config: TrainConfig) -> TrainConfig:
+    """The configuration with Nyúl's landmarks, fitted on its training cases where they are asked for and not given."""
+    normalise = config.data.normalise
+    if normalise.is_fitted:
+        return config
+    landmarks = fit_landmarks(case.statistics for _, case in training_cases(config))
+    chosen = normalise.model_copy(update={"landmarks": landmarks})
+    return config.model_copy(update={"data": config.data.model_copy(update={"normalise": chosen})})
 
 
 def input_view(config: TrainConfig, base: SegVol | None) -> tuple[Size3, str]:
@@ -139,14 +167,16 @@ def run_training(
     model.safetensors is an adapter file, or a base where the configuration has no adapter, or a U-Net.
     """
     check_free(out)
+    config = fitted(config)
     base, card = (None, {}) if config.model == "unet" else load_base(config.base, config.seed)
     size, resize = input_view(config, base)
     data = load_training_set(config, size, resize)
     model = build_model(config, base, data)
     freeze_text_tower(model)
     stream = BatchStream(
-        data.views, config.batch_size, config.structures_per_image, config.prompts, config.augment, config.seed
-    )
+        data.views, config.batch_size, config.structures_per_image, config.prompts, config.augment, config.seed,
+        config.data.balance, config.data.zoom_in,
+    )  # fmt: skip
     result = Trainer(model, stream, config, device).run(validate, config.validations, progress)
     model.to("cpu").eval()
     save_run(out, config, model, card, data, result)
@@ -166,6 +196,7 @@ def save_run(
         "modalities": data.modalities,
         "cases": data.cases,
         "image_sha256": data.image_hashes,
+        "normalisation": config.data.normalise.model_dump(mode="json"),
     }
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -193,18 +224,9 @@ def _save_model(
     summary: dict[str, object],
 ) -> None:
     if isinstance(model, AdaptedSegVol):
-        licences = {f"base {config.base}": base_licence(card)} | data.licences
-        text = "; ".join(f"{name}: {licence}" for name, licence in licences.items())
-        save_adapter(path, model, config.base, summary, About(config.name, text, data.spacing_mm))
+        about = about_adapter(config, card, data.licences, data.spacing_mm)
+        save_adapter(path, model, config.base, summary, about)
     elif isinstance(model, SegVol):
         save_base(path, model, {"name": config.name, "started_from": card, "training": summary})
     elif isinstance(model, ReferenceUNet):
         save_unet(path, model, summary)
-
-
-def base_licence(card: dict[str, object]) -> str:
-    """The licence that a base's card, or that of the base it came from, states."""
-    if "licence" in card:
-        return str(card["licence"])
-    before = card.get("started_from")
-    return base_licence(before) if isinstance(before, dict) else NOT_STATED

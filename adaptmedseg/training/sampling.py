@@ -1,6 +1,6 @@
 """Training samples: a view of a case, some of its annotated structures, and prompts for them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,49 +8,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from adaptmedseg.data.prepared import PreparedCase
-from adaptmedseg.data.views import ResizeMode, resize_image, resize_labels
 from adaptmedseg.models.prompts import Prompts
 from adaptmedseg.training.augment import augment, build_augmentation
-from adaptmedseg.training.config import AugmentConfig, PromptConfig
+from adaptmedseg.training.choice import Choice
+from adaptmedseg.training.config import AugmentConfig, BalanceConfig, PromptConfig
 from adaptmedseg.training.simulate import simulate_boxes, simulate_points
+from adaptmedseg.training.views import View
 
-MIN_VOXELS = 8  # fewer voxels of a structure in a view are noise, not a target
-
-
-@dataclass(frozen=True)
-class CachedView:
-    """The zoom-out view of one case: image (d, h, w) float16, labels (d, h, w) as bit masks.
-
-    `bits` gives the bit of each structure that is annotated and present, `mirrored` its name after a left-right flip.
-    """
-
-    modality: str
-    image: Tensor
-    labels: np.ndarray
-    bits: dict[str, int]
-    mirrored: dict[str, str]
-
-    def mask(self, name: str) -> np.ndarray:
-        """The boolean mask (d, h, w) of a structure."""
-        return (self.labels >> self.bits[name]) & 1 == 1
-
-
-def cache_view(
-    case: PreparedCase,
-    structures: list[str] | None,
-    size: tuple[int, int, int],
-    mode: ResizeMode,
-    mirror: Callable[[str], str],
-) -> CachedView:
-    """Resize a prepared case to the network's input; structures of a few voxels in the view are left out."""
-    image = resize_image(torch.from_numpy(case.image())[None, None], size, mode)[0, 0].half()
-    stored = torch.from_numpy(case.labels().astype(np.int64))[None, None]
-    labels = resize_labels(stored, size)[0, 0].numpy().astype(case.labels().dtype)
-    wanted = [name for name in case.annotated if structures is None or name in structures]
-    bits = {name: case.structures.index(name) for name in wanted}
-    bits = {name: bit for name, bit in bits.items() if np.count_nonzero((labels >> bit) & 1) >= MIN_VOXELS}
-    return CachedView(case.modality, image, labels, bits, {name: mirror(name) for name in bits})
+EVERY_CASE_ONCE = BalanceConfig()
 
 
 @dataclass(frozen=True)
@@ -67,24 +32,28 @@ class BatchStream(IterableDataset):
 
     def __init__(
         self,
-        views: list[CachedView],
+        views: Sequence[View],
         batch_size: int,
         structures_per_image: int,
         prompts: PromptConfig,
         augmentation: AugmentConfig,
         seed: int,
+        balance: BalanceConfig = EVERY_CASE_ONCE,
+        zoom_in: float = 0.0,
     ):
         super().__init__()
-        self.views = [view for view in views if view.bits]
+        self.views = [view for view in views if (view.structures if zoom_in else view.bits)]
         if not self.views:
             raise ValueError("no view has a structure to train on")
         self.batch_size = batch_size
         self.structures_per_image = structures_per_image
         self.shares = prompts.model_dump()
         self.augmentation = augmentation
-        d, h, w = self.views[0].image.shape
+        d, h, w = self.views[0].load().image.shape
         self.transform = build_augmentation(augmentation, (d, h, w))
         self.seed = seed
+        self.zoom_in = zoom_in
+        self.choice = Choice(self.views, balance, seed)
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
@@ -98,7 +67,7 @@ class BatchStream(IterableDataset):
         kind = str(rng.choice(list(self.shares), p=list(self.shares.values())))
         images, masks, names, image_index, modalities = [], [], [], [], []
         for row in range(self.batch_size):
-            view = self.views[self._case(index * self.batch_size + row)]
+            view = self.views[self.choice.case(index * self.batch_size + row)]
             image, drawn = self._sample(view, rng)
             images.append(image)
             modalities.append(view.modality)
@@ -112,17 +81,30 @@ class BatchStream(IterableDataset):
         prompts = Prompts(torch.tensor(image_index), names, modalities, "text" in kind, points, labels, boxes)
         return Batch(torch.stack(images), prompts, torch.from_numpy(stacked))
 
-    def _case(self, position: int) -> int:
-        """The case at a position of the stream: every epoch is a fresh permutation."""
-        epoch, offset = divmod(position, len(self.views))
-        return int(np.random.default_rng([self.seed, 7, epoch]).permutation(len(self.views))[offset])
-
-    def _sample(self, view: CachedView, rng: np.random.Generator) -> tuple[Tensor, dict[str, np.ndarray]]:
-        present = sorted(view.bits)
-        count = min(self.structures_per_image, len(present))
-        names = [present[i] for i in rng.choice(len(present), count, replace=False)]
-        masks = np.stack([view.mask(name) for name in names])
-        image, masks = augment(self.transform, view.image.float()[None], masks, int(rng.integers(2**31)))
+    def _sample(self, view: View, rng: np.random.Generator) -> tuple[Tensor, dict[str, np.ndarray]]:
+        # No number is drawn where nothing is to be decided, so that a stream of views alone stays what it was.
+        closer = bool(self.zoom_in) and (not view.bits or rng.random() < self.zoom_in)
+        image, masks, names = self._window(view, rng) if closer else self._view(view, rng)
+        image, masks = augment(self.transform, image[None], masks, int(rng.integers(2**31)))
         if rng.random() < self.augmentation.mirror:
             image, masks, names = image.flip(-1), masks[..., ::-1].copy(), [view.mirrored[name] for name in names]
         return image, dict(zip(names, masks, strict=True))
+
+    def _view(self, view: View, rng: np.random.Generator) -> tuple[Tensor, np.ndarray, list[str]]:
+        """The whole crop and some of its structures."""
+        loaded = view.load()
+        names = self.choice.structures(sorted(loaded.bits), self.structures_per_image, rng)
+        return loaded.image.float(), np.stack([loaded.mask(name) for name in names]), names
+
+    def _window(self, view: View, rng: np.random.Generator) -> tuple[Tensor, np.ndarray, list[str]]:
+        """A window round a structure, with that structure first and others that it shows."""
+        windows = view.windows
+        if windows is None:
+            raise ValueError("zoom_in needs views with windows")
+        (centre,) = self.choice.structures(sorted(windows.places), 1, rng)
+        image, labels = windows.draw(centre, rng)
+        others = [name for name in windows.present(labels) if name != centre]
+        more = self.structures_per_image - 1
+        names = [centre, *(self.choice.structures(others, more, rng) if others and more else [])]
+        bits = [windows.case.structures.index(name) for name in names]
+        return image, np.stack([(labels >> bit) & 1 == 1 for bit in bits]), names

@@ -1,6 +1,7 @@
 """The training loop, over Accelerate: one model, one stream of batches, one budget."""
 
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,11 +15,18 @@ from torch.utils.data import DataLoader
 
 from adaptmedseg.training.config import OptimiserConfig, TrainConfig
 from adaptmedseg.training.losses import segmentation_loss, target_on_map
+from adaptmedseg.training.muon import BatchedMuon
 from adaptmedseg.training.sampling import BatchStream
 
 Validate = Callable[[nn.Module], float]
 Progress = Callable[[float, dict[str, float]], None]
 LOG_EVERY = 10
+
+
+def give_way(worker: int) -> None:
+    """Let a data worker step back where cores are few: a step waits for its slowest thread."""
+    if hasattr(os, "nice"):
+        os.nice(10)
 
 
 class WeightAverage:
@@ -78,7 +86,7 @@ def build_optimisers(model: nn.Module, config: OptimiserConfig) -> list[torch.op
     if config.matrices == "adamw" or not matrices:
         decayed = [{"params": matrices, "weight_decay": config.weight_decay}]
         return [torch.optim.AdamW(decayed + plain if matrices else plain, lr=config.lr)]
-    muon = torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = BatchedMuon(matrices, lr=config.lr, weight_decay=config.weight_decay)
     return [muon, torch.optim.AdamW(plain, lr=config.lr)] if rest else [muon]
 
 
@@ -95,7 +103,7 @@ class Trainer:
         self.model, *self.optimisers = self.accelerator.prepare(model, *build_optimisers(model, config.optimiser))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.optimiser.ema)
-        self.loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
+        self.loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=give_way)
 
     def _progress(self, step: int, minutes: float) -> float:
         budget = self.config.budget

@@ -1,0 +1,85 @@
+"""The manifest of a prepared data set: reading it, and refusing what is none."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from adaptmedseg.data.grid import Grid
+from adaptmedseg.data.intensity import IntensityStatistics
+from adaptmedseg.data.normalise import Crop
+from adaptmedseg.data.prepared.arrays import Scale
+from adaptmedseg.data.prepared.case import PreparedCase
+from adaptmedseg.errors import UserError
+
+FORMAT = "adaptmedseg-prepared"
+VERSION = 2
+MANIFEST = "manifest.json"
+Split = Literal["train", "val", "test"]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a prepared folder.
+
+    Raises:
+        UserError: there is none, it is damaged, or it is of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder} is no prepared data set (no {MANIFEST}); make one with 'adaptmedseg prepare'.")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); run prepare again.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise UserError(f"{path} is no manifest of a prepared data set; make one with 'adaptmedseg prepare'.")
+    if manifest.get("version") != VERSION:
+        version = manifest.get("version")
+        raise UserError(f"{path} has version {version} and this release reads {VERSION}; prepare the data again.")
+    return manifest
+
+
+def is_prepared(folder: Path) -> bool:
+    """Whether a folder holds the manifest of a prepared data set, readable or not by this release."""
+    try:
+        return f'"{FORMAT}"' in (folder / MANIFEST).read_text(encoding="utf-8")[:200]
+    except (OSError, ValueError):
+        return False
+
+
+def case_of(entry: dict[str, Any], folder: Path, structures: tuple[str, ...]) -> PreparedCase:
+    """A case from its entry. KeyError, TypeError, ValueError or IndexError where the entry is damaged."""
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", entry["id"]):
+        raise UserError(f"{folder / MANIFEST} holds the unsafe case id {entry['id']!r}; run prepare again.")
+    intensity = entry["intensity"]
+    return PreparedCase(
+        id=entry["id"],
+        patient=entry["patient"],
+        site=entry["site"],
+        modality=entry["modality"],
+        spacing=_triple(entry["spacing"]),
+        grid=Grid(_triple(entry["grid"]["shape"]), np.array(entry["grid"]["affine"], dtype=np.float64)),
+        crop=cast(Crop, _triple([tuple(pair) for pair in entry["crop"]])),
+        shape=_triple(entry["shape"]),
+        scale=Scale(float(intensity["slope"]), float(intensity["intercept"])),
+        statistics=IntensityStatistics.from_json(intensity["statistics"]),
+        annotated=tuple(entry["annotated"]),
+        voxels=dict(entry["voxels"]),
+        voxels_in_crop=dict(entry["voxels_in_crop"]),
+        split=entry["split"],
+        fold=entry["fold"],
+        folder=folder / "cases" / entry["id"],
+        structures=structures,
+        sources=entry["sources"],
+        files={name: dict(facts) for name, facts in entry["files"].items()},
+    )
+
+
+def _triple(values: Sequence[Any]) -> tuple[Any, Any, Any]:
+    first, second, third = values
+    return first, second, third

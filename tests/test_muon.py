@@ -1,0 +1,46 @@
+"""Muon on stacks of matrices does what torch's own does one by one."""
+
+import pytest
+import torch
+from torch import nn
+
+from adaptmedseg.training.muon import BatchedMuon, orthogonalise
+
+SHAPES = [(16, 48), (48, 16), (16, 48), (20, 20), (64, 16), (20, 20)]
+
+
+def test_equals_torchs_muon_to_the_bit():
+    generator = torch.Generator().manual_seed(0)
+    ours = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    theirs = [nn.Parameter(p.detach().clone()) for p in ours]
+    mine = BatchedMuon(ours, lr=0.01, weight_decay=0.1)
+    reference = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = torch.randn(a.shape, generator=generator)
+            b.grad = a.grad.clone()
+        mine.step()
+        reference.step()
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_become_nearly_orthonormal():
+    rows = orthogonalise(torch.randn(3, 8, 64, generator=torch.Generator().manual_seed(1))).float()
+    values = torch.linalg.svdvals(rows)
+    assert values.min() > 0.6
+    assert values.max() < 1.3
+
+
+def test_parameters_without_gradient_stay():
+    moved, kept = nn.Parameter(torch.ones(4, 8)), nn.Parameter(torch.ones(4, 8))
+    optimiser = BatchedMuon([moved, kept], lr=0.1, weight_decay=0.1)
+    moved.grad = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
+    optimiser.step()
+    assert (kept == 1).all()
+    assert (moved != 1).any()
+
+
+def test_refuses_vectors():
+    with pytest.raises(ValueError, match="matrices only"):
+        BatchedMuon([nn.Parameter(torch.ones(4))], lr=0.1, weight_decay=0.0)
