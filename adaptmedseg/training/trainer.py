@@ -1,7 +1,6 @@
 """The training loop, over Accelerate: one model, one stream of batches, one budget."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,10 +22,11 @@ Progress = Callable[[float, dict[str, float]], None]
 LOG_EVERY = 10
 
 
-def give_way(worker: int) -> None:
-    """Let a data worker step back where cores are few: a step waits for its slowest thread."""
-    if hasattr(os, "nice"):
-        os.nice(10)
+def build_loader(stream: BatchStream, device: torch.device) -> DataLoader:
+    """Batches made beside an accelerator's steps; on a CPU between them: a step there waits for its slowest thread."""
+    if device.type == "cpu":
+        return DataLoader(stream, batch_size=None)
+    return DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
 
 
 class WeightAverage:
@@ -103,7 +103,7 @@ class Trainer:
         self.model, *self.optimisers = self.accelerator.prepare(model, *build_optimisers(model, config.optimiser))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.optimiser.ema)
-        self.loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=give_way)
+        self.loader = build_loader(stream, device)
 
     def _progress(self, step: int, minutes: float) -> float:
         budget = self.config.budget
