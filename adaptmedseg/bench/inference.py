@@ -28,7 +28,7 @@ from adaptmedseg.inference.precision import hold_products_in_bf16
 from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.inference.settings import InferenceSettings
-from adaptmedseg.models.prompts import NO_UPDATE, Prompts, TaskUpdate, StructurePrompt
+from adaptmedseg.models.prompts import NO_UPDATE, Prompts, StructurePrompt, TaskUpdate
 from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, SegVolConfig, Size3
 from adaptmedseg.modules import vit
 

@@ -46,6 +46,13 @@ def pools(model: AdaptedSegVol) -> list[Pool]:
     return found if model.prompt_tokens is None else [*found, model.prompt_tokens]
 
 
+def frozen_numbers(model: nn.Module) -> int:
+    """How many numbers of the tables of tokens get no gradient, though their tables do."""
+    if not isinstance(model, AdaptedSegVol):
+        return 0
+    return sum(table.frozen_numbers() for table in pools(model))
+
+
 @contextmanager
 def only_tokens_learn(model: AdaptedSegVol, old_tasks: int, old_modalities: int) -> Iterator[None]:
     """Within the block gradients reach tokens alone, and of those only the ones behind the old tasks and modalities."""

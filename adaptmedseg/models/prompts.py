@@ -69,9 +69,7 @@ class TaskUpdate:
 
     def part(self, start: int, stop: int) -> "TaskUpdate":
         """What is added to the prompts start ≤ i < stop."""
-        return TaskUpdate(
-            *(None if x is None else x[start:stop] for x in (self.names, self.mask_tokens, self.weights))
-        )
+        return TaskUpdate(*(None if x is None else x[start:stop] for x in (self.names, self.mask_tokens, self.weights)))
 
 
 NO_UPDATE = TaskUpdate()

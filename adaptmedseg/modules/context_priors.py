@@ -1,4 +1,4 @@
-"""Context priors between image encoder and mask decoder: tokens, their fusion with the image, what is read from them."""
+"""Context priors between image encoder and mask decoder: tokens, their fusion with the image, what is read of them."""
 
 from typing import Literal, cast
 

@@ -13,7 +13,7 @@ FEW = 64
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √c) v over (n, l, t, c); mask, broadcast to (n, l, queries, keys), is true where a query sees a key.
+    """softmax(q kᵀ / √c) v over (n, l, t, c); mask, broadcast to (n, l, queries, keys), is true where a query sees.
 
     On a CPU, where one side has few tokens, as plain products: the fused kernel's backward pass is several times slower
     there, and the attention matrix is small.

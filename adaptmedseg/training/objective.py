@@ -57,7 +57,8 @@ class ModalityObjective:
         self.vocabulary, self.weight = model.vocabulary, model.config.priors.modality_loss
         head.start_learning([self.vocabulary.modality(name) for name in sorted(set(modalities))])
 
-    def __bool__(self) -> bool:
+    @property
+    def active(self) -> bool:
         return self.weight > 0
 
     def loss(self, output: TrainingOutput, prompts: Prompts) -> Tensor:

@@ -10,6 +10,11 @@ def grown(table: Tensor, sources: list[int | None], fresh: Tensor) -> Tensor:
     return torch.cat([table, torch.stack(rows)]) if rows else table
 
 
+def frozen_share(*tables: tuple[Tensor, int]) -> int:
+    """How many numbers the first rows hold, over pairs of a table and how many of its first rows are meant."""
+    return sum(table[:rows].numel() for table, rows in tables)
+
+
 def partly_frozen(table: Tensor, frozen: int) -> Tensor:
     """The same table, whose first `frozen` rows get no gradient: their values stay what they are, to the bit."""
     return torch.cat([table[:frozen].detach(), table[frozen:]]) if frozen else table
@@ -43,6 +48,10 @@ class PriorPool(nn.Module):
             return table[modality]
         known = torch.cat([table, table.mean(0, keepdim=True)])
         return known[torch.where(modality < 0, len(table), modality)]
+
+    def frozen_numbers(self) -> int:
+        """How many numbers get no gradient."""
+        return frozen_share((self.task_prior, self.frozen_tasks), (self.modality_prior, self.frozen_modalities))
 
     def forward(self, tasks: Tensor, modality: Tensor) -> Tensor:
         """tasks (b, k) and modality (b,) to the sequence (b, k + l, c)."""
@@ -82,6 +91,10 @@ class PromptTokens(nn.Module):
     def modalities(self, modality: Tensor) -> Tensor:
         """Indices (b,), −1 for none, to what is added to the images' tokens (b, c)."""
         return _rows_or_zero(partly_frozen(self.modality_token, self.frozen_modalities), modality)
+
+    def frozen_numbers(self) -> int:
+        """How many numbers get no gradient."""
+        return frozen_share((self.task_token, self.frozen_tasks), (self.modality_token, self.frozen_modalities))
 
     @torch.no_grad()
     def grow(self, tasks: list[int | None], modalities: list[int | None]) -> None:
