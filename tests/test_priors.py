@@ -273,7 +273,9 @@ def test_the_modality_loss_by_hand() -> None:
 
 
 @pytest.mark.parametrize(("weight", "looks", "note"), [(0.01, [MR, MR], True), (0.0, [MR, OTHER_MR], False)])
-def test_one_modality_or_no_weight_means_no_loss(tiny_base: SegVol, weight: float, looks: list[str], note: bool) -> None:
+def test_one_modality_or_no_weight_means_no_loss(
+    tiny_base: SegVol, weight: float, looks: list[str], note: bool
+) -> None:
     objective = ModalityObjective(with_priors(tiny_base, modality_loss=weight), looks)
     assert not objective.active
     assert bool(objective.note) is note

@@ -68,7 +68,7 @@ class AdaptedSegVol(nn.Module):
         """As `AdapterSet.set_scale`; context priors are in use or, at 0, not: there is nothing between."""
         tokens = self.priors is not None or self.prompt_tokens is not None
         if name == self.name and tokens and scale not in (0, 1):
-            raise UserError(f"adapter '{name}': has context priors or tokens, which no scale of {scale:g} can weigh; use 0 or 1")
+            raise UserError(f"adapter '{name}': has tokens, which no scale of {scale:g} can weigh; use 0 or 1")
         self.adapters.set_scale(name, scale)
 
     def trained_tensors(self) -> dict[str, Tensor]:
