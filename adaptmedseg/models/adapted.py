@@ -129,9 +129,21 @@ class AdaptedSegVol(nn.Module):
         features, update = condition(self.vocabulary, self.priors, self.prompt_tokens, embedding, prompts)
         return self.base.segment(features, prompts, update)
 
+    def modality_logits(self, embedding: Tensor) -> Tensor | None:
+        """What modality images look like, by their adapted embeddings (b, c, d', h', w'): (b, m), in the order of
+        `modalities`; None without a head for it."""
+        if self.priors is None or self.priors.modality_head is None:
+            return None
+        with self.adapters.applied([self.name]):
+            return self.priors.modality_logits(embedding)
+
     def modality_shares(self, embedding: Tensor) -> dict[str, float]:
-        """How much one image, by its adapted embedding (1, c, d', h', w'), looks like each modality; see there."""
-        return modality_shares(self.vocabulary, self.priors, embedding)
+        """How much one image, by its adapted embedding (1, c, d', h', w'), looks like each modality that training
+        showed; empty where the model cannot tell."""
+        logits = self.modality_logits(embedding)
+        if logits is None or self.priors is None or self.priors.modality_head is None:
+            return {}
+        return modality_shares(self.vocabulary, self.priors.modality_head, logits)
 
     def forward(self, image: Tensor, prompts: Prompts) -> Tensor:
         """Views (b, 1, d, h, w) and n prompts to mask logits (n, d'', h'', w'') on the decoder's map."""

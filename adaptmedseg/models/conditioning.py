@@ -7,6 +7,7 @@ from adaptmedseg.models.adapter_config import PriorsConfig
 from adaptmedseg.models.prompts import NO_UPDATE, Prompts, TaskUpdate
 from adaptmedseg.models.vocabulary import Vocabulary
 from adaptmedseg.modules.context_priors import ContextPriors
+from adaptmedseg.modules.priors.heads import ModalityHead
 from adaptmedseg.modules.priors.tokens import PromptTokens
 
 
@@ -54,15 +55,12 @@ def condition(
     return features, TaskUpdate(names, weights=prototypes)
 
 
-def modality_shares(vocabulary: Vocabulary, priors: ContextPriors | None, embedding: Tensor) -> dict[str, float]:
-    """How much one image (1, c, d', h', w') looks like each of the modalities that training showed; shares sum to one.
+def modality_shares(vocabulary: Vocabulary, head: ModalityHead, logits: Tensor) -> dict[str, float]:
+    """One image's modality logits (1, m) as shares, which sum to one, of the modalities that training showed the head.
 
-    Empty where the model has no head for it, or saw too few to choose from.
+    Empty where these are too few to choose from.
     """
-    logits = None if priors is None else priors.modality_logits(embedding)
-    if logits is None or priors is None or priors.modality_head is None:
-        return {}
-    seen = priors.modality_head.seen().tolist()
+    seen = head.seen().tolist()
     if sum(seen) < 2:
         return {}
     shares = torch.softmax(logits[0].float(), dim=-1).tolist()

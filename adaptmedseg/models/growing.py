@@ -26,6 +26,8 @@ def grow(model: AdaptedSegVol, tasks: dict[str, str | None], modalities: dict[st
     parts = [part for part in (model.priors, model.prompt_tokens) if part is not None]
     if not parts:
         raise ValueError("the adapter has neither context priors nor prompt tokens, so there is nothing to add to")
+    if any("modality_head" in name for name in model.adapters[model.name].tensors()):
+        raise ValueError("layer adapters hang on the modality head, whose size would change; leave it out of targets")
     for part in parts:
         part.grow(new_tasks, new_modalities)
     model.vocabulary = Vocabulary((*known.tasks, *tasks), (*known.modalities, *modalities))

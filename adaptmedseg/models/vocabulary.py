@@ -73,7 +73,7 @@ class Vocabulary:
             sorted({task for image, task in zip(images, asked, strict=True) if image == row and task != UNKNOWN})
             for row in range(len(prompts.modalities))
         ]
-        width = max(1, *(len(row) for row in rows))
+        width = max([1, *map(len, rows)])
         column = [
             rows[image].index(task) if task != UNKNOWN else UNKNOWN for image, task in zip(images, asked, strict=True)
         ]

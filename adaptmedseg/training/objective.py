@@ -31,7 +31,7 @@ class TrainingForward(nn.Module):
         """Views (b, 1, d, h, w) and n prompts about them."""
         embedding = self.model.embed(images, prompts.modalities)
         masks = self.model.segment(embedding, prompts)
-        looks = self.model.priors.modality_logits(embedding) if self.modalities else None
+        looks = self.model.modality_logits(embedding) if self.modalities else None
         return TrainingOutput(masks, looks)
 
 
