@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 from pydantic import ValidationError
-from small_cases import call, small_folder
+from small_cases import Outcome, call, small_folder
 from test_adapted import perturb, views
 from test_cli import CONFIG, write_base
 from test_priors import ANSWERS, FUSIONS, HEADS, KINDS
@@ -198,29 +198,28 @@ def test_configurations_that_contradict_themselves(values: dict[str, object]) ->
 
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two data sets of the same images, one structure each, a base, and an adapter trained on the first."""
+    """A prepared set of two structures, a base, an adapter trained on the first, and how to add the second."""
     root = tmp_path_factory.mktemp("grow")
     small_folder(root / "source", 5)
-    write_base(root / "base.safetensors")
-    for number, name in ((1, "prostate"), (2, "bladder")):
-        out = ["--out", root / name, "--name", name, "--modality", MR, "--label", f"{number}={name}"]
-        assert call("prepare", root / "source", *out).code == 0
-    (root / "tiny.yaml").write_text(yaml.safe_dump(CONFIG | {"validations": 0}))
-    grown = CONFIG | {
-        "validations": 0,
-        "adapter": None,
-        "base": None,
-        "grow": {"adapter": str(root / "first"), "tasks": {"bladder": "prostate"}},
-    }
-    (root / "grow.yaml").write_text(yaml.safe_dump(grown))
-    trained = call("train", root / "tiny.yaml", "--data", root / "prostate", "--base", root / "base.safetensors",
-                   "--out", root / "first", "--device", "cpu")  # fmt: skip
+    labels = ["--modality", MR, "--label", "1=prostate", "--label", "2=bladder"]
+    assert call("prepare", root / "source", "--out", root / "data", "--name", "both", *labels).code == 0
+    base = write_base(root / "base.safetensors")
+    first = CONFIG | {"validations": 0, "base": str(base), "data": {"structures": ["prostate"]}}
+    (root / "first.yaml").write_text(yaml.safe_dump(first))
+    growth = {"adapter": str(root / "first"), "tasks": {"bladder": "prostate"}}
+    second = first | {"adapter": None, "base": None, "grow": growth, "data": {"structures": ["bladder"]}}
+    (root / "grow.yaml").write_text(yaml.safe_dump(second))
+    trained = train_run(root, "first.yaml", root / "first")
     assert trained.code == 0, trained
     return root
 
 
-def grow_run(chain: Path, out: Path, *more: str):
-    return call("train", chain / "grow.yaml", "--data", chain / "bladder", "--out", out, "--device", "cpu", *more)
+def train_run(chain: Path, config: str, out: Path, *more: str) -> Outcome:
+    return call("train", chain / config, "--data", chain / "data", "--out", out, "--device", "cpu", *more)
+
+
+def grow_run(chain: Path, out: Path, *more: str) -> Outcome:
+    return train_run(chain, "grow.yaml", out, *more)
 
 
 def test_train_grows_an_adapter_from_file_to_file(chain: Path, tmp_path: Path) -> None:

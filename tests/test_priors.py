@@ -109,7 +109,7 @@ def test_the_order_and_repetition_of_tasks_mean_nothing(
     model, image = trained(tiny_base, fusion=fusion, head=head, answers=answers), views(1, tiny_base)
     one = output(model, image, text_prompts([["liver", "spleen", "prostate"]], [MR]))
     other = output(model, image, text_prompts([["prostate", "liver", "spleen", "liver"]], [MR]))
-    torch.testing.assert_close(other, one[[2, 0, 1, 0]], atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(other, one[[2, 0, 1, 0]], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)

@@ -40,7 +40,7 @@ class Token:
 def learnt_tokens(model: AdaptedSegVol) -> list[Token]:
     """The tokens that the model's file holds. UserError for a model without any."""
     tasks, modalities = _tables(model)
-    found = [Token(TASKS, name, ANY, ANY, row) for name, row in zip(model.tasks, tasks, strict=False)]
+    found = [Token(TASKS, name, ANY, ANY, row) for name, row in zip(model.tasks, tasks, strict=True)]
     for name, rows in zip(model.modalities, modalities, strict=True):
         found += [Token(MODALITIES, ANY, name, ANY, row) for row in rows]
     return found

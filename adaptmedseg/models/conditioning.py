@@ -48,7 +48,7 @@ def condition(
         features, values = priors(embedding, table.tasks, modality, table.padding)
         prototypes = table.of_prompts(values, prompts.image_index)
     if prompt_tokens is not None:
-        features = features + prompt_tokens.modalities(modality)[:, :, None, None, None]
+        features = features + prompt_tokens.modalities(modality).unflatten(1, (-1, *[1] * (embedding.ndim - 2)))
         names = prompt_tokens.tasks(table.index_of_prompts(prompts.image_index))
     if prototypes is not None and prototypes.ndim == 3:
         return features, TaskUpdate(names, mask_tokens=prototypes)

@@ -1,6 +1,6 @@
 """What a training step computes: masks, and, for adapted models with a modality head, what the images look like."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ class TrainingForward(nn.Module):
 
     def __init__(self, model: nn.Module, *, modalities: bool):
         super().__init__()
-        self.model = model
+        self.model: Any = model  # a model with `embed` and `segment`
         self.modalities = modalities
 
     def forward(self, images: Tensor, prompts: Prompts) -> TrainingOutput:
