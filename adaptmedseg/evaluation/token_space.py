@@ -80,8 +80,9 @@ def posterior_tokens(
             segmenter.set_crop(case.image(), case.modality)
             prompts = text_prompts([names], [case.modality]).to(device)
             table, modality = model.vocabulary.task_table(prompts), model.vocabulary.modality_index(prompts)
-            tokens = model.priors.fuse(segmenter.view_embedding, table.tasks, modality)[1][0, : len(names)]
-            rows = tokens.double().cpu().numpy()
+            with model.adapters.applied([model.name]):
+                tokens = model.priors.fuse(segmenter.view_embedding, table.tasks, modality)[1]
+            rows = tokens[0, : len(names)].double().cpu().numpy()
             found += [Token(POSTERIOR, n, case.modality, case.id, row) for n, row in zip(names, rows, strict=True)]
         if progress is not None:
             progress(done, len(cases))
