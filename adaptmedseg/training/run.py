@@ -24,7 +24,7 @@ from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.about import about_adapter, median_spacing, stated_licences
 from adaptmedseg.training.config import TrainConfig
 from adaptmedseg.training.sampling import BatchStream
-from adaptmedseg.training.start import Start, grow_adapter, history_of_growth, load_start, what_learns
+from adaptmedseg.training.start import Start, grow_adapter, history_of_growth, load_start, normalised_alike, what_learns
 from adaptmedseg.training.trainer import Progress, Trainer, TrainResult, Validate
 from adaptmedseg.training.views import LazyView, View, ViewMaker
 
@@ -205,8 +205,8 @@ def save_run(
         "normalisation": config.data.normalise.model_dump(mode="json"),
         "notes": result.notes,
     }
-    if start.grown_from:
-        summary |= history_of_growth(summary, start.grown_from)
+    if start.card_of_adapter is not None:
+        summary |= history_of_growth(summary, start.card_of_adapter)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:

@@ -7,9 +7,9 @@ from typing import cast
 
 from torch import nn
 
-from adaptmedseg.adapters.card import NOT_STATED
+from adaptmedseg.adapters.card import AdapterCard
 from adaptmedseg.adapters.file import load_adapter, read_card
-from adaptmedseg.checkpoints.store import file_hash, load_base, model_path
+from adaptmedseg.checkpoints.store import load_base, model_path
 from adaptmedseg.data.registry import normalise_name
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapted import AdaptedSegVol
@@ -22,15 +22,14 @@ FRESH_TOKEN = "fresh"
 
 @dataclass(frozen=True)
 class Start:
-    """`base` with its name and card; `adapter`, where a trained one grows, is on that base already, `grown_from` says
-    what its own training was, and `licence` what its file states."""
+    """`base` with its name and card; where a trained adapter grows, `adapter` is on that base already, and
+    `card_of_adapter` is its file's."""
 
     base: SegVol | None = None
     base_name: str = ""
     card: dict[str, object] = field(default_factory=dict)
     adapter: AdaptedSegVol | None = None
-    grown_from: dict[str, object] = field(default_factory=dict)
-    licence: str = ""
+    card_of_adapter: AdapterCard | None = None
 
 
 def load_start(config: TrainConfig) -> Start:
@@ -43,8 +42,7 @@ def load_start(config: TrainConfig) -> Start:
     path = model_path(config.grow.adapter)
     card = read_card(path)
     base, name, base_card = _named_base(config.base or card.base, config.seed)
-    before = {"file_sha256": file_hash(path), "training": card.training}
-    return Start(base, name, base_card, load_adapter(path, base), before, card.licence)
+    return Start(base, name, base_card, load_adapter(path, base), card)
 
 
 def _named_base(name: str, seed: int) -> tuple[SegVol, str, dict[str, object]]:
@@ -102,25 +100,18 @@ def what_learns(config: TrainConfig, model: nn.Module, before: tuple[int, int]) 
     return nullcontext()
 
 
-def history_of_growth(summary: dict[str, object], grown_from: dict[str, object]) -> dict[str, object]:
+def normalised_alike(config: TrainConfig, card: AdapterCard) -> TrainConfig:
+    """The configuration with the normalisation that the adapter was trained with: its old answers depend on it."""
+    data = config.data.model_copy(update={"normalise": card.preprocessing.normalisation})
+    return config.model_copy(update={"data": data})
+
+
+def history_of_growth(summary: dict[str, object], card: AdapterCard) -> dict[str, object]:
     """What a grown adapter's summary says of all its trainings: whatever any of them saw counts as seen."""
-    before = cast(dict[str, list[str]], grown_from["training"])
-    joined: dict[str, object] = {"grown_from": grown_from}
+    before = cast(dict[str, list[str]], card.training)
+    joined: dict[str, object] = {
+        "grown_from": {"name": card.name, "created": card.created, "tasks": card.tasks, "training": card.training}
+    }
     for key in ("structures", "modalities", "cases", "image_sha256"):
         joined[key] = list(dict.fromkeys([*before.get(key, []), *cast(list[str], summary[key])]))
     return joined
-
-
-def licence_of(start: Start, licences: dict[str, str]) -> str:
-    """The licences of all that went into an adapter: of its base, or of the adapter it grew from, and of its data."""
-    before = start.licence or f"base {start.base_name}: {base_licence(start.card)}"
-    named = (f"{name}: {licence}" for name, licence in licences.items())
-    return "; ".join(dict.fromkeys([*before.split("; "), *named]))
-
-
-def base_licence(card: dict[str, object]) -> str:
-    """The licence that a base's card, or that of the base it came from, states."""
-    if "licence" in card:
-        return str(card["licence"])
-    before = card.get("started_from")
-    return base_licence(before) if isinstance(before, dict) else NOT_STATED
