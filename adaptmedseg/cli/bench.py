@@ -6,17 +6,13 @@ import torch
 import typer
 
 from adaptmedseg.bench.inference import SIZES, STRUCTURES, BenchResult, BenchSettings, Way, run_bench
+from adaptmedseg.bench.priors import measure_passes
 from adaptmedseg.cli.common import Device, console
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
 
 app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True, rich_markup_mode=None)
 WAYS: tuple[Way, ...] = ("plain", "shared", "ours")
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `inference` a subcommand, for more are to come."""
 
 
 @app.command()
@@ -47,6 +43,32 @@ def inference(
     result = run_bench(settings, chosen, lambda text: console.print(text, style="dim"))
     for line in report(result):
         print(line)
+
+
+@app.command()
+def priors(
+    size: Annotated[str, typer.Option(help=f"Size of the model: {' or '.join(SIZES)}.")] = "released",
+    tasks: Annotated[int, typer.Option(help="Tasks asked of one image.", min=1)] = 8,
+    bf16: Annotated[bool, typer.Option("--bf16/--float32", help="Number format of matrix products.")] = True,
+    device: Device = "auto",
+) -> None:
+    """Time all tasks of an image in one pass against one pass a task; weights are random.
+
+    \b
+    Examples:
+      adaptmedseg bench priors
+      adaptmedseg bench priors --size small --tasks 20
+    """
+    if size not in SIZES:
+        raise UserError(f"--size {size}: choose one of {', '.join(SIZES)}")
+    chosen = str(pick_device(device))
+    result = measure_passes(size, tasks, chosen, bf16=bf16)
+    kind = "bf16" if bf16 else "float32"
+    print(
+        f"{tasks} tasks, model size {size}, {kind}, {chosen}, {torch.get_num_threads()} threads: one pass "
+        f"{result.one_pass:.3f} s, {tasks} passes {result.passes:.3f} s, {result.ratio:.2f} times faster "
+        f"({result.ratio / tasks:.2f} of {tasks}); logits differ by {result.difference:.2g}"
+    )
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

@@ -50,7 +50,7 @@ def _main(
 
 
 def _register() -> None:
-    from adaptmedseg.cli import adapters, bench, demo, evaluate, predict, prepare, train, weights
+    from adaptmedseg.cli import adapters, bench, demo, evaluate, predict, prepare, tokens, train, weights
 
     commands: list[Callable[..., None]] = [
         demo.demo,
@@ -63,6 +63,8 @@ def _register() -> None:
     ]
     for command in commands:
         app.command()(command)
+    for command in (tokens.tokens, tokens.probe):
+        adapters.app.command()(command)
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(weights.app, name="weights")
     app.add_typer(bench.app, name="bench")
