@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "inference": {*FILES, "data", "training"},
     "evaluation": {*FILES, "data", "training", "inference"},
     "bench": {*FILES, "data", "inference"},
-    "cli": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms", "bench"},
+    "doctor": {*FILES, "data", "training", "inference", "evaluation"},
+    "cli": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms", "bench", "doctor"},
 }
 OWNERS = {
     "nibabel": {"data", "preprocessing", "phantoms"},
