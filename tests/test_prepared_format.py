@@ -15,11 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_cases import AFFINE, call, save, small_folder, small_image, small_labels
 
+from adaptmedseg.data.export import label_values, scanner_intensities, scanner_labels
 from adaptmedseg.data.grid import Grid, Volume
 from adaptmedseg.data.normalise import SEGVOL, Normalisation, normalised_crop, segvol_normalise
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset, write_case, write_prepared
 from adaptmedseg.data.prepared.arrays import FINEST, encode_intensities
-from adaptmedseg.data.volume import read_image, read_labels
+from adaptmedseg.data.prepared.manifest import case_of
+from adaptmedseg.data.volume import read_image, read_labels, to_grid
 from adaptmedseg.errors import UserError
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "prepared-format.md"
@@ -115,9 +117,6 @@ def test_geometry_goes_through_preparing_and_back(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], signs: tuple[int, ...], seed: int
 ) -> None:
     """Whatever the orientation, a mark in the file is found again at the same voxel of the file."""
-    from adaptmedseg.data.export import label_values, scanner_intensities, scanner_labels
-    from adaptmedseg.data.volume import to_grid
-
     rng = np.random.default_rng(seed)
     folder = tmp_path_factory.mktemp("case")
     affine = np.eye(4)
@@ -126,14 +125,10 @@ def test_geometry_goes_through_preparing_and_back(
     array[2:8, 1:7, 1:6] = rng.integers(50, 900, (6, 6, 5))
     labels = np.zeros(array.shape, np.uint8)
     labels[tuple(rng.integers(2, 6, 3))] = 1
-    volume, marks = (
-        read_image(save(folder / "a.nii", array, affine)),
-        read_labels(save(folder / "b.nii", labels, affine)),
-    )
+    volume = read_image(save(folder / "a.nii", array, affine))
+    marks = read_labels(save(folder / "b.nii", labels, affine))
     entry = write_case(folder / "cases" / "x", volume, marks.data, ["liver"])
     rest = {"id": "x", "patient": "x", "site": "s", "modality": "CT", "annotated": ["liver"], "voxels": {"liver": 1}}
-    from adaptmedseg.data.prepared.manifest import case_of
-
     case = case_of({**entry, **rest, "split": "train", "fold": None, "sources": {}}, folder, ("liver",))
     lost = 1 - case.voxels_in_crop["liver"]
     back = to_grid(scanner_labels(case, label_values([case], ["liver"])), case.grid)

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from itertools import combinations
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from adaptmedseg.data.check_result import CaseCheck
+from adaptmedseg.data.coarse import block_means
 
 _CELLS = (6, 16, 16)
 NEAR_DUPLICATE = 0.995  # correlation of fingerprints; neighbouring frames of one heart reach 0.99
@@ -21,8 +20,8 @@ _UNLIKE_SPACING, _UNLIKE_VOLUME = 2.0, 6.0
 def fingerprint(image: np.ndarray) -> np.ndarray:
     """A crop (d, h, w) at very low resolution, standardised: unmoved by scale, offset and resampling."""
     cells = tuple(min(cell, n) for cell, n in zip(_CELLS, image.shape, strict=True))
-    coarse = F.interpolate(torch.from_numpy(image.astype(np.float32))[None, None], size=cells, mode="area")[0, 0]
-    full = F.interpolate(coarse[None, None], size=_CELLS, mode="nearest-exact")[0, 0].numpy()
+    coarse = block_means(image, cells)
+    full = coarse[np.ix_(*(np.arange(n) * cell // n for n, cell in zip(_CELLS, cells, strict=True)))]
     centred = full - full.mean()
     return centred / max(float(np.linalg.norm(centred)), 1e-12)
 
