@@ -136,16 +136,18 @@ def export_nnunet(
         _write_pair(case, values, image, label)
         if progress is not None:
             progress(done, len(cases))
+    # nnU-Net paints its regions one over the other in this order: what lies within another comes after it.
+    order = sorted(names, key=lambda name: -len(values.regions[name]))
     training = [case for case in cases if dataset.folds is not None or case.split != "test"]
     description: dict[str, Any] = {
         "name": dataset.name,
         "channel_names": {"0": dataset.modalities[0]},
-        "labels": {"background": 0, **_labels(values)},
+        "labels": {"background": 0, **{name: _labels(values)[name] for name in order}},
         "numTraining": len(training),
         "file_ending": ".nii.gz",
     }
     if values.overlapping:
-        description["regions_class_order"] = list(range(1, len(names) + 1))
+        description["regions_class_order"] = [names.index(name) + 1 for name in order]
     write_atomic(folder / "splits_final.json", json.dumps(_splits(dataset, training), indent=1) + "\n")
     write_atomic(folder / DESCRIPTION, json.dumps(description, indent=1) + "\n")
     return folder, left_out
