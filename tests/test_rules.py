@@ -44,7 +44,7 @@ def mri(seed: int, gain: float = 1.0, offset: float = 0.0) -> np.ndarray:
     """Air, dark tissue, and bright tissue of several kinds, (d, h, w)."""
     rng = np.random.default_rng(seed)
     image = np.zeros((8, 24, 24), np.float32)
-    image[:, 4:20, 4:20] = rng.normal(80, 8, (8, 16, 16))
+    image[:, 4:20, 4:20] = rng.normal(30, 3, (8, 16, 16))
     image[:, 8:16, 8:18] = rng.gamma(9, 30, (8, 8, 10))
     return gain * image + offset
 
