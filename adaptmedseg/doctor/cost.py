@@ -67,7 +67,7 @@ def measure_cost(
     base, _ = (None, {}) if config.model == "unet" else load_base(config.base, config.seed)
     size, _ = input_view(config, base)
     view = _noise_view(size, structures, modality)
-    data = TrainingSet([view], structures, [modality], [], [])
+    data = TrainingSet([view], structures, [modality], [], [], (1.0, 1.0, 1.0), {})
     model = build_model(config, base, data)
     freeze_text_tower(model)
     tried = config.model_copy(update={"budget": BudgetConfig(steps=TRIED_STEPS)})

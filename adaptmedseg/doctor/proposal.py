@@ -43,13 +43,12 @@ def propose(start: Path, name: str, prepared: str, advice: Advice, cases: int, f
         changes["data.zoom_in"] = (ZOOM_IN, "small structures are specks in the view of the whole crop")
     if advice.uneven:
         changes["data.balance.structure"] = (2.0, "structures are annotated in unlike numbers of cases")
-    if advice.hides_tissue and family != "CT":
-        changes["data.normalise"] = (
-            {"rule": "percentile", "n4": False},
-            "SegVol's rule makes much of a structure black",
-        )
     if family == "CT":
         changes["augment.bias_field"] = (0.0, "CT has no bias field")
+        changes["data.normalise"] = ({"rule": "segvol", "n4": False}, "the rule that CT bases were taught")
+    elif advice.hides_tissue:
+        rule = {"rule": "percentile", "n4": False}
+        changes["data.normalise"] = (rule, "SegVol's rule makes much of a structure black")
     for key, (value, _) in changes.items():
         _set(values, key.split("."), value)
     TrainConfig.model_validate(values)
