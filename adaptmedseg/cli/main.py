@@ -50,16 +50,17 @@ def _main(
 
 
 def _register() -> None:
-    from adaptmedseg.cli import adapters, bench, demo, evaluate, predict, prepare, tokens, train, weights
+    from adaptmedseg.cli import adapters, bench, check, demo, evaluate, export, predict, prepare, tokens, train, weights
 
     commands: list[Callable[..., None]] = [
         demo.demo,
         prepare.prepare,
-        prepare.check,
+        check.check,
         train.train,
         evaluate.evaluate,
         predict.predict,
         evaluate.report,
+        export.export,
     ]
     for command in commands:
         app.command()(command)
