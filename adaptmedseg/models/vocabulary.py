@@ -79,4 +79,4 @@ class Vocabulary:
         ]
         device = prompts.image_index.device
         table = torch.tensor([row + [UNKNOWN] * (width - len(row)) for row in rows], device=device)
-        return TaskTable(table, torch.tensor(column, device=device))
+        return TaskTable(table, torch.tensor(column, dtype=torch.long, device=device))
