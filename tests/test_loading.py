@@ -153,7 +153,9 @@ def test_a_rare_structure_is_drawn_more_often() -> None:
     rng = np.random.default_rng(0)
     drawn = Counter(choice.structures(["liver", "spleen"], 1, rng)[0] for _ in range(2000))
     assert drawn["spleen"] / 2000 == pytest.approx((1 / 2) / (1 / 2 + 1 / 11), abs=0.03)
-    assert shares(UNEVEN, BalanceConfig(structure=4.0))["b"] > 2 / 12 + 0.03
+    within_a_set = [bare("CT", "a", "liver")] * 9 + [bare("CT", "a", "liver", "spleen")]
+    choice = Choice(within_a_set, BalanceConfig(structure=4.0), 0)
+    assert sum(choice.case(i) == 9 for i in range(3000)) / 3000 == pytest.approx(0.27, abs=0.03)
 
 
 @settings(max_examples=30, deadline=None)

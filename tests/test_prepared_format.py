@@ -190,8 +190,8 @@ def test_exported_nifti_prepares_to_the_same_voxels(dataset: PreparedDataset, so
 
 
 def test_exported_nnunet_holds_splits_and_only_whole_annotations(source: Path, tmp_path: Path) -> None:
-    save(tmp_path / "in" / "images" / "extra.nii.gz", small_image(3))
-    save(tmp_path / "in" / "labels" / "extra.nii.gz", (small_labels(3) == 1).astype(np.uint8))
+    save(tmp_path / "in" / "images" / "extra.nii.gz", small_image(9))
+    save(tmp_path / "in" / "labels" / "extra.nii.gz", (small_labels(9) == 1).astype(np.uint8))
     for seed in range(4):
         save(tmp_path / "in" / "images" / f"c{seed}.nii.gz", small_image(seed))
         save(tmp_path / "in" / "labels" / f"c{seed}.nii.gz", small_labels(seed))
@@ -214,7 +214,7 @@ def test_exported_nnunet_holds_splits_and_only_whole_annotations(source: Path, t
     ("arguments", "says"),
     [
         (["--to", "dicom"], "choose nifti or nnunet"),
-        (["--structures", "kidney"], "Unknown structure"),
+        (["--structures", "wing"], "Unknown structure"),
         (["--structures", "pancreas"], "holds no structure 'pancreas'"),
     ],
 )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from adaptmedseg.checkpoints.store import load_base
 from adaptmedseg.data.headers import VolumeSize
 from adaptmedseg.inference.loading import load_model
 from adaptmedseg.inference.machine import Bytes, PeakMemory
@@ -17,6 +16,7 @@ from adaptmedseg.inference.settings import InferenceSettings
 from adaptmedseg.training.config import BudgetConfig, TrainConfig
 from adaptmedseg.training.run import TrainingSet, build_model, freeze_text_tower, input_view
 from adaptmedseg.training.sampling import BatchStream
+from adaptmedseg.training.start import load_start
 from adaptmedseg.training.trainer import Trainer
 from adaptmedseg.training.views import CachedView
 
@@ -64,11 +64,11 @@ def measure_cost(
         largest: voxels (d, h, w) of the largest volume.
         device: where to train.
     """
-    base, _ = (None, {}) if config.model == "unet" else load_base(config.base, config.seed)
-    size, _ = input_view(config, base)
+    start = load_start(config)
+    size, _ = input_view(config, start.base)
     view = _noise_view(size, structures, modality)
     data = TrainingSet([view], structures, [modality], [], [], (1.0, 1.0, 1.0), {})
-    model = build_model(config, base, data)
+    model = build_model(config, start, data)
     freeze_text_tower(model)
     tried = config.model_copy(update={"budget": BudgetConfig(steps=TRIED_STEPS)})
     stream = BatchStream(
@@ -79,7 +79,7 @@ def measure_cost(
     seconds = result.minutes * 60 / TRIED_STEPS
     steps = config.budget.steps or math.floor((config.budget.minutes or 0) * 60 / max(seconds, 1e-6))
     volume = VolumeSize(largest, _READ_BYTES * math.prod(largest))
-    loaded = load_model(config.base)
+    loaded = load_model(start.base_name or "small")
     job = Job(volume, len(structures), loaded.zoom_in)
     need = estimate(footprint(loaded), loaded.size, job, Step(device, InferenceSettings()), device)
     return Cost(seconds, peak.read(), steps, steps * config.batch_size / max(cases, 1), need.host)
