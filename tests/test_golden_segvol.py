@@ -16,6 +16,7 @@ from torch import Tensor
 from adaptmedseg.models.prompts import Prompts
 from adaptmedseg.models.segvol import ClipConfig, SegVol, SegVolConfig, upsample_logits
 from adaptmedseg.modules.context_priors import ContextPriors
+from adaptmedseg.modules.priors.heads import ModalityHead
 from adaptmedseg.training.losses import segmentation_loss
 
 KINDS = ["text", "box", "point", "text_box", "text_point", "box_point"]
@@ -261,3 +262,25 @@ def test_context_priors_agree_with_hermes(golden_dir: Path) -> None:
     np.testing.assert_allclose(masks.numpy(), arrays["masks"], atol=1e-4)
     padded = torch.where(tasks == spec["tasks"], -1, tasks)  # the null token by its other index
     assert torch.equal(priors(image, padded, modality)[0], features)
+
+
+@pytest.mark.golden
+@torch.inference_mode()
+def test_the_modality_head_agrees_with_hermes(golden_dir: Path) -> None:
+    spec = json.loads((golden_dir / "hermes.json").read_text())
+    arrays = np.load(golden_dir / "hermes.npz")
+    tensors = {
+        name.removeprefix("modality."): draw(
+            f"{spec['salt']}modality/{name.removeprefix('modality.')}",
+            tuple(entry["shape"]),
+            entry["mean"],
+            entry["std"],
+        )
+        for name, entry in spec["state_dict"].items()
+        if name.startswith("modality.")
+    }
+    head = ModalityHead(spec["channels"], spec["modalities"]).eval()
+    head.load_state_dict(tensors)
+    n_tasks = len(spec["task_index"][0])
+    logits = head(torch.from_numpy(arrays["priors"])[:, n_tasks:])
+    np.testing.assert_allclose(logits.numpy(), arrays["modality_logits"], atol=1e-4)
