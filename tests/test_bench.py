@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from small_cases import save, small_image
 
 from adaptmedseg.bench import inference as bench
+from adaptmedseg.bench.agreement import compare_ways, ways_of
 from adaptmedseg.bench.products import encoder_share
-from adaptmedseg.cli.bench import parse_shape, report
+from adaptmedseg.checkpoints.store import save_base
+from adaptmedseg.cli.bench import parse_shape, report, way_agreement
+from adaptmedseg.data.volume import read_image
 from adaptmedseg.errors import UserError
+from adaptmedseg.inference.machine import PROC, AnonymousPeak, anonymous_rss
 from adaptmedseg.inference.precision import hold_products_in_bf16, holds_bf16
 from adaptmedseg.models.segvol import SegVol, SegVolConfig
 
@@ -31,6 +38,7 @@ def test_sharing_changes_the_cost_and_not_the_answer(tmp_path: Path) -> None:
     assert ways["plain"].decodings == ways["shared"].decodings
     shares = [float((structure > 0).mean()) for structure in logits["plain"]]
     assert all(0.02 < share < 0.9 for share in shares)
+    assert all(0 < (way.anonymous_bytes or 1) <= way.peak_bytes for way in ways.values())
     ours = ways["ours"]
     assert ours.share is not None
     assert ours.share.encoder > 0
@@ -65,3 +73,36 @@ def test_shapes_that_are_none(text: str) -> None:
     with pytest.raises(UserError, match="--shape"):
         parse_shape(text)
     assert parse_shape("96, 256,256") == (96, 256, 256)
+
+
+def test_agreement_is_measured_against_the_exact_way(tiny_base: SegVol, tmp_path: Path) -> None:
+    save_base(tmp_path / "base.safetensors", tiny_base, {"name": "tiny"})
+    ways = ways_of(str(tmp_path / "base.safetensors"), "cpu")
+    volume = read_image(save(tmp_path / "scan.nii.gz", small_image(0)))
+    rows = list(compare_ways(ways, volume, ["liver", "spleen"]))
+    assert [(row.way, row.structure) for row in rows] == [
+        (way, name) for way in ("float32", "default") for name in ("liver", "spleen")
+    ]
+    assert all(
+        row.logit_difference == 0 and row.dice == 1 for row in rows[:2]
+    )  # without zooming in there are no windows
+    assert all(0 < row.logit_difference < 0.1 for row in rows[2:])
+    assert "2 structures" in way_agreement(rows[2:])
+    assert "finds none" in way_agreement([replace(row, voxels=0) for row in rows])
+
+
+def test_the_peak_without_pages_of_files(tmp_path: Path) -> None:
+    if anonymous_rss(PROC) is None:
+        pytest.skip("this system does not tell")
+    with AnonymousPeak() as memory:
+        before = memory.bytes
+        block = np.ones(32 << 20, np.uint8)
+        time.sleep(0.1)
+        del block
+    assert before is not None
+    assert memory.bytes is not None
+    assert memory.bytes >= before + (30 << 20)
+    empty = AnonymousPeak(tmp_path)
+    with empty:
+        time.sleep(0.05)
+    assert empty.bytes is None

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from small_cases import call
 
-from adaptmedseg.checkpoints import convert, known
+from adaptmedseg.checkpoints import convert, download, known
+from adaptmedseg.checkpoints.download import file_hash
 from adaptmedseg.checkpoints.known import KNOWN, KnownWeights, cache_folder, fetch
 from adaptmedseg.checkpoints.store import load_base, save_base
 from adaptmedseg.errors import UserError
@@ -86,7 +87,10 @@ def weights(server: Server) -> KnownWeights:
     return KnownWeights("tiny", url, "the publisher's page", 3, DIGEST)
 
 
-def test_a_file_is_fetched_once(weights: KnownWeights, server: Server) -> None:
+def test_a_file_is_fetched_once(weights: KnownWeights, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[Path] = []
+    for module in (download, known):
+        monkeypatch.setattr(module, "file_hash", lambda path: hashed.append(path) or file_hash(path))
     seen: list[tuple[int, int]] = []
     path = fetch(weights, lambda done, total: seen.append((done, total)))
     assert path == cache_folder() / "tiny" / "weights.bin"
@@ -95,6 +99,7 @@ def test_a_file_is_fetched_once(weights: KnownWeights, server: Server) -> None:
     assert json.loads((path.parent / "weights.bin.json").read_text())["sha256"] == DIGEST
     assert fetch(weights) == path
     assert len(server.asked) == 1
+    assert hashed == [path.with_name("weights.bin.partial"), path]  # once at each call
     assert {p.name for p in path.parent.iterdir()} == {"weights.bin", "weights.bin.json"}
 
 

@@ -164,6 +164,12 @@ def test_the_ladder_gives_up_one_thing_after_another() -> None:
     ]
 
 
+def test_the_exact_way_never_gives_up_its_numbers() -> None:
+    steps = ladder(CUDA, MANY, exact=True)
+    assert "bfloat16" not in [step.said for step in steps]
+    assert not any(step.settings.bf16 for step in steps)
+
+
 def test_the_first_step_that_fits_is_taken() -> None:
     steps = ladder(CUDA, MANY)
     table = [needs(step) for step in steps]

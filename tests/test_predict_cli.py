@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,12 +17,18 @@ from small_cases import AFFINE, MODALITY, SHAPE, Outcome, call, save, small_imag
 from test_dicom import PLAIN, write_slices
 
 from adaptmedseg.adapters.file import save_adapter
-from adaptmedseg.checkpoints.store import save_base
+from adaptmedseg.checkpoints.store import load_base, save_base
+from adaptmedseg.data.dicom import pick_series
+from adaptmedseg.data.normalise import crop_slices, normalise_volume
 from adaptmedseg.data.registry import modality
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.naming import find_cases, structure_file_names
+from adaptmedseg.inference.predictor import Predictor
+from adaptmedseg.inference.segmenter import CropSegmenter
+from adaptmedseg.inference.settings import InferenceSettings
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.adapter_config import AdapterConfig
+from adaptmedseg.models.prompts import StructurePrompt
 from adaptmedseg.models.segvol import SegVol
 
 
@@ -159,6 +166,9 @@ def test_dicom_folders(models: Path, tmp_path: Path) -> None:
     one = predict(models, tmp_path / "scans" / "p1", tmp_path / "one", "--structures", "prostate")
     assert (one.code, files(tmp_path / "one")) == (0, ["p1.json", "p1.nii.gz"])
     assert nib.load(tmp_path / "one" / "p1.nii.gz").shape == SHAPE
+    note = note_of(tmp_path / "one", "p1")
+    assert note["image_sha256"] is None
+    assert note["series_uid"] == pick_series(tmp_path / "scans" / "p1").uid
     said = call("predict", tmp_path / "scans" / "p1", "--out", tmp_path / "ct", "--modality", "CT", "--structures",
                 "liver", "--model", models / "base.safetensors", "--device", "cpu")  # fmt: skip
     assert "the DICOM series says that it is MR, and --modality says CT" in said.err
@@ -179,7 +189,8 @@ def test_failures_are_summed_up(models: Path, tmp_path: Path) -> None:
     assert outcome.code == 1
     assert "2 of 3 images segmented, 1 left out" in outcome.err
     rows = outcome.err[outcome.err.index("case  ") :]
-    assert "failed: " in rows
+    assert f"left out: {tmp_path / 'scans' / 'case_1.nii.gz'} is truncated or damaged" in rows
+    assert outcome.err.count("truncated or damaged") == 1  # told once, at the end
     assert len(outcome.out.splitlines()) == 2
     for path in (tmp_path / "scans").iterdir():
         path.write_bytes(b"nothing")
@@ -305,15 +316,49 @@ def test_the_note_tells_how_the_mask_came_about(models: Path, image: Path, tmp_p
     assert note["image"] == "scan.nii.gz"
     assert note["model"] == "adapter None on tiny"
     assert note["hashes"].keys() == {"base weights", "adapter file"}
+    assert note["image_sha256"] == hashlib.sha256(image.read_bytes()).hexdigest()
+    assert "series_uid" not in note
     assert (note["shape"], note["orientation"]) == (list(SHAPE), "LPS")
+    np.testing.assert_allclose(note["affine"], AFFINE, atol=1e-6)
     assert note["spacing_mm"] == pytest.approx([1.5, 1.5, 4.0], abs=1e-4)
     assert note["seconds"].keys() == {"read", "normalise", "encode", "decode", "stitch", "write"}
     assert all(value >= 0 for value in note["seconds"].values())
     assert {"torch", "numpy", "python", "adaptmedseg"} <= note["versions"].keys()
-    assert note["settings"]["bf16"] is True
+    assert (note["settings"]["bf16"], note["lattice"]) == (True, "volume")
     assert (note["zoom"], note["windows"]) == (False, {"prostate": 0})
     assert note["memory_given_up"] == []
     assert str(tmp_path) not in (out / "scan.json").read_text()
+
+
+def test_the_exact_way_is_the_references(models: Path, image: Path, tmp_path: Path) -> None:
+    options = ("--structures", "prostate", "--zoom", "--probabilities")
+    assert predict(models, image, tmp_path / "exact", *options, "--exact").code == 0
+    note = note_of(tmp_path / "exact")
+    assert (note["settings"]["bf16"], note["lattice"]) == (False, "region")
+    predictor = Predictor.load(str(models / "base.safetensors"), device="cpu", exact=True)
+    predictor.set_image(image, MODALITY)
+    base, _ = load_base(str(models / "base.safetensors"))
+    plain = InferenceSettings(bf16=False)
+    reference = CropSegmenter(base.eval(), TINY.spatial_size, TINY.resize, predictor.device, plain, "region")
+    normalised, crop = normalise_volume(predictor.volume)
+    reference.set_crop(np.ascontiguousarray(normalised[crop_slices(crop)]), MODALITY)
+    (expected,) = reference.segment([StructurePrompt("prostate")], zoom=True)
+    (answer,) = predictor.answers(predictor.parse(
+        {"version": 1, "space": "voxel", "prompts": [{"structure": "prostate"}]}), zoom=True)  # fmt: skip
+    np.testing.assert_array_equal(answer.result.logits, expected.logits)
+
+
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_note_never_replaces_the_prompts(models: Path, image: Path, tmp_path: Path, folder: bool) -> None:
+    path = tmp_path / "prompts" / "scan.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"version": 1, "space": "voxel", "prompts": [{"structure": "prostate"}]}))
+    before = path.read_text()
+    asked = ["--prompts", path.parent if folder else path]
+    outcome = predict(models, image, path.parent, *asked, "--overwrite")
+    told(outcome, "scan.json: holds the prompts", "choose another --out")
+    assert files(path.parent) == ["scan.json"]
+    assert path.read_text() == before
 
 
 def test_nothing_found_is_said(models: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

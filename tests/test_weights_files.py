@@ -147,13 +147,13 @@ def test_verify_finds_what_is_wrong(table: Table, tmp_path: Path) -> None:
     outcome = call("weights", "verify", out, "--against", path)
     assert outcome.code == 1, outcome
     assert "wrong: the weights' hash is not the recorded" in outcome.out
-    assert f"wrong: 1 tensors differ from pytorch_model.bin, most {name}: by up to 0.25" in outcome.out
+    assert f"wrong: not equal to pytorch_model.bin: 1 tensor, most {name}: by up to 0.25" in outcome.out
     write_tensors(out, {**tensors, name: torch.full((96,), torch.inf)}, metadata)
-    assert f"not finite, the first is {name}" in call("weights", "verify", out).out
+    assert f"not finite: 1 tensor, the first {name}" in call("weights", "verify", out).out
     write_tensors(out, {key: tensor for key, tensor in tensors.items() if key != name}, metadata)
     outcome = call("weights", "verify", out)
     assert outcome.code == 1
-    assert f"don't fit the configuration, the first is {name}" in outcome.out
+    assert f"does not fit the configuration: 1 tensor, the first {name}" in outcome.out
     assert_sentence(call("weights", "verify", path), str(path))
     assert_sentence(call("weights", "verify", tmp_path / "absent.safetensors"), "no such model file")
 
@@ -208,3 +208,12 @@ def test_verify_checks_an_adapter_on_its_base(tiny_base: SegVol, tmp_path: Path)
     base.unlink()
     assert "not checked: shapes, for its base" in call("weights", "verify", adapter).out
     assert_sentence(call("weights", "verify", adapter, "--base", base), str(base))
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
+    table, path = torch.arange(12.0).reshape(3, 4), tmp_path / "tied.safetensors"
+    write_tensors(path, {"a": table, "b": table, "row": table[1], "other": torch.ones(2)}, {"format": BASE_FORMAT})
+    found, _ = read_tensors(path, BASE_FORMAT)
+    assert torch.equal(found["a"], table)
+    assert torch.equal(found["b"], table)
+    assert torch.equal(found["row"], table[1])

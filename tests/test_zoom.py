@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from adaptmedseg.data.normalise import crop_slices, segvol_normalise
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.inference.settings import InferenceSettings
-from adaptmedseg.inference.zoom import Region, Window, plan_zoom, prompt_in_window, window_counts
+from adaptmedseg.inference.zoom import Region, Window, plan_zoom, prompt_in_window, true_extent, window_counts
 from adaptmedseg.models.prompts import Prompts, StructurePrompt
 from adaptmedseg.models.segvol import SegVol
 
@@ -248,6 +248,17 @@ def test_windows_of_the_volume_lie_on_one_lattice(case: tuple) -> None:
     for window in plan.windows:
         for start, n, s in zip(window.start, shape, size, strict=True):
             assert start % max(s // 4, 1) == 0 or start == n - s or n < s
+
+
+@settings(max_examples=60, deadline=None)
+@given(shape=st.tuples(*[st.integers(1, 9)] * 3), share=st.sampled_from([0.0, 0.01, 0.1, 1.0]), seed=st.integers(0, 99))
+def test_the_extent_is_that_of_all_true_voxels(shape: tuple[int, int, int], share: float, seed: int) -> None:
+    mask = torch.from_numpy(np.random.default_rng(seed).random(shape) < share)
+    inside = mask[:, ::2, 1:]  # not contiguous, as the part of a volume in a window
+    for part in (mask, inside):
+        where = part.nonzero()
+        expected = [(int(a.min()), int(a.max())) for a in where.T] if len(where) else None
+        assert true_extent(part) == expected
 
 
 @settings(max_examples=60, deadline=None)

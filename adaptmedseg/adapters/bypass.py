@@ -38,6 +38,10 @@ class Bypass(nn.Module):
         """The host's input and output, (..., c) and (..., c'), to the adapted output."""
         raise NotImplementedError
 
+    def folded(self, matrix: Tensor) -> Tensor | None:
+        """The host's matrix (c', c) with what the bypass adds at present; None where that is no matrix."""
+        return None if self.switch.on else matrix
+
 
 class LinearBypass(Bypass):
     """A bypass that is linear in the host's input, so that it can be merged into the host's weight."""
@@ -55,6 +59,9 @@ class LinearBypass(Bypass):
         # One fused product-and-add over the wide output; the scale goes to the small factor.
         low = F.linear(x, down * self.strength)
         return output.flatten(0, -2).addmm(low.flatten(0, -2), up.mT).reshape(output.shape)
+
+    def folded(self, matrix: Tensor) -> Tensor:
+        return matrix + self.delta() if self.switch.on else matrix
 
     def delta(self) -> Tensor:
         """What the bypass adds to the host's weight, (c', c)."""

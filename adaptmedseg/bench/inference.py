@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adaptmedseg.bench.agreement import dice
 from adaptmedseg.bench.products import EncoderShare, encoder_share
 from adaptmedseg.data.maps import write_probabilities
 from adaptmedseg.data.volume import Grid
 from adaptmedseg.device import keep_freed_memory
 from adaptmedseg.inference.loading import LoadedModel
-from adaptmedseg.inference.machine import PROC, peak_rss
+from adaptmedseg.inference.machine import PROC, AnonymousPeak, peak_rss
 from adaptmedseg.inference.precision import hold_products_in_bf16
 from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.inference.segmenter import CropSegmenter
@@ -53,7 +54,11 @@ class BenchSettings:
 
 @dataclass(frozen=True)
 class WayResult:
-    """Seconds of one way for all structures and of its stages, views encoded, prompts decoded, and its peak memory."""
+    """Seconds of one way for all structures and of its stages, views encoded, prompts decoded, and its peak memory.
+
+    `anonymous_bytes`: the peak without pages of files, such as the answers that the benchmark keeps on disk to compare
+    them; None on a graphics processor and where the system does not tell.
+    """
 
     way: Way
     seconds: float
@@ -62,6 +67,7 @@ class WayResult:
     views: int
     decodings: int
     peak_bytes: int
+    anonymous_bytes: int | None = None
     second_prompt: float | None = None
     first_prompt: float | None = None
     share: EncoderShare | None = None
@@ -165,22 +171,25 @@ def measure(way: Way, settings: BenchSettings, folder: Path) -> WayResult:
     if way == "ours":
         hold_products_in_bf16(model)
         _warm_up(model, settings)
-    started = time.perf_counter()
-    if way == "plain":
-        with plain_attention():
-            stages = run_plain(model, settings, out)
-    elif way == "shared":
-        with plain_attention():
-            stages = run_shared(model, settings, out, InferenceSettings(bf16=False)).timings
-    else:
-        segmenter = run_shared(model, settings, out, InferenceSettings())
-        stages = dict(segmenter.timings)
-    seconds = time.perf_counter() - started
+    memory = AnonymousPeak()
+    with memory:
+        started = time.perf_counter()
+        if way == "plain":
+            with plain_attention():
+                stages = run_plain(model, settings, out)
+        elif way == "shared":
+            with plain_attention():
+                stages = run_shared(model, settings, out, InferenceSettings(bf16=False)).timings
+        else:
+            segmenter = run_shared(model, settings, out, InferenceSettings())
+            stages = dict(segmenter.timings)
+        seconds = time.perf_counter() - started
     views, decodings, peak = model.views, model.decodings, peak_bytes(settings.device)
+    anonymous = memory.bytes if settings.device == "cpu" else None
     if way == "ours":
         extra = _interactive(model, settings, folder)
         extra["share"] = encoder_share(model, settings.device)
-    return WayResult(way, seconds, stages["encode"], stages["decode"], views, decodings, peak, **extra)  # type: ignore[arg-type]
+    return WayResult(way, seconds, stages["encode"], stages["decode"], views, decodings, peak, anonymous, **extra)  # type: ignore[arg-type]
 
 
 def _warm_up(model: Counting, settings: BenchSettings) -> None:
@@ -259,10 +268,5 @@ def run_bench(
         for way in ways if "plain" in ways else ():
             plain, other = (np.load(folder / f"{w}.npy", mmap_mode="r") for w in ("plain", way))
             differences[way] = max(float(np.abs(a - b).max()) for a, b in zip(plain, other, strict=True))
-            dices[way] = min(_dice(a > 0, b > 0) for a, b in zip(plain, other, strict=True))
+            dices[way] = min(dice(a > 0, b > 0) for a, b in zip(plain, other, strict=True))
     return BenchResult(settings, results, differences, dices)
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 1.0

@@ -23,8 +23,8 @@ def file_hash(path: str | Path) -> str:
 
 def download(
     url: str, target: Path, sha256: str | None, by_hand: str, progress: Callable[[int, int], None] | None = None
-) -> None:
-    """Fetch `url` to `target`; what has come is kept in TARGET.partial, where a later call goes on.
+) -> str:
+    """Fetch `url` to `target` and give its SHA-256; what has come stays in TARGET.partial, where a later call goes on.
 
     `sha256` is checked where it is given, and a file with another one is deleted. `by_hand` ends the sentences of
     errors: what to do without network. Raises UserError for errors of network, disk and content.
@@ -51,6 +51,7 @@ def download(
         expected = "longer than announced" if sha256 is None else f"SHA-256 {found[:12]}…, not {sha256[:12]}…"
         raise UserError(f"{url}: what came is not the publisher's file ({expected}); try again later, or {by_hand}")
     os.replace(partial, target)
+    return found
 
 
 def _receive(url: str, partial: Path, progress: Callable[[int, int], None] | None) -> int | None:

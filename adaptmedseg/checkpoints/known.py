@@ -109,21 +109,21 @@ def fetch(known: KnownWeights, progress: Callable[[int, int], None] | None = Non
     `progress` takes (bytes had, bytes in all). Raises UserError offline, for a broken connection (what has come is
     kept, and the next call goes on from there) and for a file whose checksum is another.
     """
-    path = known.original
+    path, found = known.original, None
     if not path.exists():
         by_hand = f"put {path.name} from {known.page} at {path}"
         if is_offline():
             raise UserError(
                 f"weights '{known.name}': not here, and {OFFLINE} forbids the network; unset it, or {by_hand}"
             )
-        download(known.url, path, known.sha256, by_hand, progress)
-    _check(known, path)
+        found = download(known.url, path, known.sha256, by_hand, progress)
+    _check(known, path, found or file_hash(path))
     return path
 
 
-def _check(known: KnownWeights, path: Path) -> None:
-    """Hold a cached file against the publisher's checksum or the one recorded at first sight."""
-    found, note = file_hash(path), path.with_name(path.name + ".json")
+def _check(known: KnownWeights, path: Path, found: str) -> None:
+    """Hold the checksum of a cached file against the publisher's or the one recorded at first sight."""
+    note = path.with_name(path.name + ".json")
     expected, whose = known.sha256, "the publisher's"
     if expected is None and note.exists():
         try:

@@ -146,6 +146,11 @@ def _released(encoder_only: bool, text_kind: object) -> dict[str, object]:
     return values
 
 
+def _comma(size: Size3) -> str:
+    """As options have it: 32,256,256."""
+    return ",".join(map(str, size))
+
+
 def _patch_and_grid(path: Path, values: dict[str, object], unseen: dict[str, str]) -> None:
     """Patch size, patch grid and input size: filled in, or named as unseen."""
     for name in ("patch_size", "spatial_size"):
@@ -167,7 +172,8 @@ def _patch_and_grid(path: Path, values: dict[str, object], unseen: dict[str, str
         if values.setdefault("_grid", given) != given:
             expected = _times(cast(Size3, values["_grid"]), patch)
             raise UserError(
-                f"{path}: spatial_size is {expected} in its weights, not {size}; use --spatial-size instead"
+                f"{path}: its weights are for {_comma(expected)}, not --config spatial_size={_comma(size)}; "
+                f"leave that out, and give --spatial-size {_comma(size)} to have them resampled"
             )
     if tokens == prod(RELEASED_GRID):
         values.setdefault("_grid", RELEASED_GRID)

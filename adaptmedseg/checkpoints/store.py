@@ -28,8 +28,11 @@ MODEL_FILE = "model.safetensors"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically: it appears whole or not at all. Tensors are not copied on the way."""
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    """Write a safetensors file atomically: it appears whole or not at all.
+
+    Tensors are not copied on the way, but for those that share their memory with another: a file holds each by itself.
+    """
+    contiguous = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     temporary = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +55,17 @@ def recorded_hash(path: Path) -> str | None:
     except (OSError, SafetensorError):
         return None
     return metadata.get(WEIGHTS_HASH) if metadata.get("format") == BASE_FORMAT else None
+
+
+def _apart(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors, none in the memory of another."""
+    taken: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if memory in taken else tensor
+        taken.add(memory)
+    return apart
 
 
 def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -31,6 +31,11 @@ class Verdict:
     problems: list[str] = field(default_factory=list)
 
 
+def count_of(tensors: int) -> str:
+    """'1 tensor', '2 tensors'."""
+    return f"{tensors} tensor{'' if tensors == 1 else 's'}"
+
+
 def verify_file(path: Path, base: str | None = None) -> Verdict:
     """Check a base or adapter file: names and shapes, finite values, the recorded hash, and an adapter's base.
 
@@ -45,9 +50,9 @@ def verify_file(path: Path, base: str | None = None) -> Verdict:
     odd = sorted(expected.keys() ^ tensors.keys())
     odd += [name for name, shape in expected.items() if name in tensors and tuple(tensors[name].shape) != shape]
     if odd:
-        verdict.problems.append(f"{len(odd)} tensors don't fit the configuration, the first is {odd[0]}")
+        verdict.problems.append(f"does not fit the configuration: {count_of(len(odd))}, the first {odd[0]}")
     else:
-        verdict.notes.append(f"{len(tensors)} tensors fit the configuration")
+        verdict.notes.append(f"{count_of(len(tensors))} fit the configuration")
     _check_values(verdict, tensors)
     try:
         json.loads(metadata["card"])
@@ -96,11 +101,11 @@ def compare(path: Path, original: Path, given: Mapping[str, object]) -> Verdict:
     equal = len(wanted) - len(different)
     verdict.notes.append(f"{equal} of {len(wanted)} tensors of {original.name} are equal to the bit")
     if source.new:
-        verdict.unchecked.append(f"{len(source.new)} tensors that are not in {original.name} at all")
+        verdict.unchecked.append(f"{count_of(len(source.new))} that are not in {original.name} at all")
     if different:
         worst = max(different, key=lambda name: different[name])
         verdict.problems.append(
-            f"{len(different)} tensors differ from {original.name}, most {worst}: by up to {different[worst]:.3g}"
+            f"not equal to {original.name}: {count_of(len(different))}, most {worst}: by up to {different[worst]:.3g}"
         )
     return verdict
 
@@ -122,7 +127,7 @@ def _verify_adapter(path: Path, base: str | None) -> Verdict:
         verdict.problems.append(str(error))
     else:
         verdict.notes.append(
-            f"{len(tensors)} tensors fit its base '{base or card.base}', whose hash is the recorded one, and give "
+            f"{count_of(len(tensors))} fit its base '{base or card.base}', whose hash is the recorded one, and give "
             "the stored output"
         )
     return verdict
@@ -131,7 +136,7 @@ def _verify_adapter(path: Path, base: str | None) -> Verdict:
 def _check_values(verdict: Verdict, tensors: Mapping[str, Tensor]) -> None:
     bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
-        verdict.problems.append(f"{len(bad)} tensors hold values that are not finite, the first is {bad[0]}")
+        verdict.problems.append(f"values that are not finite: {count_of(len(bad))}, the first {bad[0]}")
     else:
         verdict.notes.append("all values are finite")
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import torch
 import typer
 
+from adaptmedseg.bench.agreement import Agreement, phantom_agreement
 from adaptmedseg.bench.data import CROP, ORGANS, DataFigures, bench_generated, bench_source
 from adaptmedseg.bench.inference import SIZES, STRUCTURES, BenchResult, BenchSettings, Way, run_bench
 from adaptmedseg.bench.priors import measure_passes
@@ -116,6 +117,38 @@ def data_report(name: str, found: DataFigures) -> list[str]:
     return lines
 
 
+def agreement(
+    model: Annotated[str, typer.Option(help="Known name, file or run folder.")] = "small",
+    cases: Annotated[int, typer.Option(help="Phantoms of each region.", min=1)] = 3,
+    device: Device = "auto",
+) -> None:
+    """Hold the default against `predict --exact` with trained weights, on CT phantoms: logits and Dice by structure.
+
+    \b
+    Examples:
+      adaptmedseg bench agreement
+      adaptmedseg bench agreement --model segvol.safetensors --cases 1
+    """
+    rows = list(phantom_agreement(model, cases, str(pick_device(device))))
+    for way in dict.fromkeys(row.way for row in rows):
+        print(way_agreement([row for row in rows if row.way == way]))
+
+
+def way_agreement(rows: list[Agreement]) -> str:
+    """One way's figures over all structures and cases as a line of text; Dice of those that are found at all."""
+    found = [row for row in rows if row.voxels]
+    line = (
+        f"{rows[0].way}: {len(rows)} structures, logits differ by up to {max(row.logit_difference for row in rows):.2g}"
+    )
+    if not found:
+        return f"{line}; the exact way finds none of them"
+    worst = min(found, key=lambda row: row.dice)
+    return (
+        f"{line}; Dice of the {len(found)} that are found: mean {sum(row.dice for row in found) / len(found):.5f}, "
+        f"smallest {worst.dice:.5f} ({worst.structure} of {worst.voxels} voxels, {worst.case})"
+    )
+
+
 def parse_shape(text: str) -> tuple[int, int, int]:
     """'96,256,256' to three sizes. UserError for anything else."""
     parts = text.split(",")
@@ -126,24 +159,25 @@ def parse_shape(text: str) -> tuple[int, int, int]:
 
 
 def report(result: BenchResult) -> list[str]:
-    """The figures as lines of text."""
+    """The figures as lines of text; "own" memory is the peak without the pages of files."""
     settings = result.settings
     d, h, w = settings.shape
     lines = [
         f"{settings.structures} structures, {d}×{h}×{w} voxels, model size {settings.size}, {settings.device}, "
         f"{torch.get_num_threads()} threads, torch {torch.__version__}",
         f"{'way':8} {'seconds':>9} {'encode':>8} {'decode':>8} {'views':>6} {'prompts':>8} {'peak GB':>8} "
-        f"{'plain÷':>7} {'logits ±':>9} {'min Dice':>9}",
+        f"{'own GB':>7} {'plain÷':>7} {'logits ±':>9} {'min Dice':>9}",
     ]
     plain = result.ways.get("plain")
     for name, way in result.ways.items():
+        own = f"{way.anonymous_bytes / 1e9:7.2f}" if way.anonymous_bytes else f"{'':7}"
         ratio = f"{plain.seconds / way.seconds:7.1f}" if plain else f"{'':7}"
         agreement = (
             f"{result.logit_difference[name]:9.2g} {result.smallest_dice[name]:9.5f}" if plain else f"{'':9} {'':9}"
         )
         lines.append(
             f"{name:8} {way.seconds:9.2f} {way.encode:8.2f} {way.decode:8.2f} {way.views:6} {way.decodings:8} "
-            f"{way.peak_bytes / 1e9:8.2f} {ratio} {agreement}"
+            f"{way.peak_bytes / 1e9:8.2f} {own} {ratio} {agreement}"
         )
     ours = result.ways.get("ours")
     if ours and ours.share and ours.first_prompt and ours.second_prompt:

@@ -70,11 +70,18 @@ class Question:
         """The prompts of one image from a folder of files."""
         if self.prompts is None or not self.prompts.is_dir():
             return None
-        known = [self.prompts / f"{name}.json" for name in (case.name, Path(case.name).name, volume_stem(case.image))]
-        path = next((path for path in known if path.exists()), None)
+        path = self.file_of(case)
         if path is None:
-            raise UserError(f"{known[0]}: is missing; each image needs its file of prompts in this folder")
+            wanted = self.prompts / f"{case.name}.json"
+            raise UserError(f"{wanted}: is missing; each image needs its file of prompts in this folder")
         return read_prompts(path, predictor.name)
+
+    def file_of(self, case: Case) -> Path | None:
+        """The file that holds an image's prompts; None where there is none."""
+        if self.prompts is None or not self.prompts.is_dir():
+            return self.prompts
+        known = [self.prompts / f"{name}.json" for name in (case.name, Path(case.name).name, volume_stem(case.image))]
+        return next((path for path in known if path.exists()), None)
 
 
 def predict(
@@ -106,6 +113,10 @@ def predict(
     each: Annotated[bool, typer.Option("--each", help="One mask a structure too, overlaps kept.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="One map a structure too, float32.")] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace masks that exist.")] = False,
+    exact: Annotated[
+        bool,
+        typer.Option("--exact", help="The reference's own numbers: float32, and its windows when zooming in; slower."),
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Segment images by the names of structures, points or boxes; no label is read.
@@ -128,7 +139,7 @@ def predict(
     question.check(found.cases)
     for note in found.notes:
         _tell(note)
-    predictor = Predictor.load(model, base, device)
+    predictor = Predictor.load(model, base, device, exact=exact)
     asked = question.common(predictor, found.cases)
     if asked is None and prompts is None:
         asked = automatic_prompts(predictor.loaded, kind.name)
@@ -137,7 +148,7 @@ def predict(
         check_prompts(predictor.loaded, kind.name, asked)
     _tell_of_gate(predictor, kind.name)
     for case in found.cases:
-        products.check(case)
+        products.check(case, question.file_of(case))
     runner = CaseRunner(predictor, kind.name, products, zoom=zoom, tell=_tell)
     _run(runner, question, asked, found.cases)
 
@@ -155,22 +166,24 @@ def _run(runner: CaseRunner, question: Question, asked: PromptSet | None, cases:
                 if len(cases) == 1:
                     raise
                 failed[case.name] = str(error)
-                console.print(f"left out: {error}", style="red", markup=False, soft_wrap=True)
+                console.print(
+                    f"failed: {case.image}", style="red", markup=False, soft_wrap=True
+                )  # the reason: at the end
             progress(count, len(cases))
     if len(cases) > 1:
-        console.print(_summary(done, failed))
+        console.print(_summary(done))
+        for reason in failed.values():
+            console.print(f"left out: {reason}", style="red", markup=False, soft_wrap=True)
         console.print(f"{len(done)} of {len(cases)} images segmented, {len(failed)} left out")
     if failed:
         raise typer.Exit(1 if done else 2)
 
 
-def _summary(done: dict[str, Outcome], failed: dict[str, str]) -> Table:
+def _summary(done: dict[str, Outcome]) -> Table:
     table = Table("case", "result", "seconds", box=None, pad_edge=False)
     for name, note in done.items():
         volumes = ", ".join(f"{structure} {ml:g} ml" for structure, ml in note["volume_ml"].items())
         table.add_row(Text(name), Text(volumes), f"{sum(note['seconds'].values()):.1f}")
-    for name, reason in failed.items():
-        table.add_row(Text(name), Text(f"failed: {reason}"), "")
     return table
 
 

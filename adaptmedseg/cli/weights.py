@@ -10,7 +10,7 @@ from adaptmedseg.checkpoints.convert import Source, convert, parts_of, read_sour
 from adaptmedseg.checkpoints.foreign import own_format
 from adaptmedseg.checkpoints.known import KNOWN, fetch
 from adaptmedseg.checkpoints.store import WEIGHTS_HASH, file_hash, model_path, read_tensors
-from adaptmedseg.checkpoints.verify import compare, verify_file
+from adaptmedseg.checkpoints.verify import compare, count_of, verify_file
 from adaptmedseg.cli.common import Seed, bar, parse_overrides
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.segvol import Size3
@@ -25,7 +25,9 @@ app = typer.Typer(
 SourceFile = Annotated[str, typer.Argument(help=f"A checkpoint file, or a known name ({', '.join(KNOWN)}).")]
 Config = Annotated[
     list[str],
-    typer.Option(help="KEY=VALUE for what weights can't tell: num_heads=6, patch_size=4,16,16, text.num_heads=2."),
+    typer.Option(
+        help="KEY=VALUE for what weights can't tell: patch_size=4,16,16, num_heads, decoder_num_heads, text.num_heads."
+    ),
 ]
 Keys = Annotated[bool, typer.Option("--keys", help="List every key: what it is called here, or why it is left out.")]
 
@@ -164,12 +166,12 @@ def _print_source(source: Source, keys: bool) -> None:
     print(f"{source.path}: {source.layout} layout (as {source.known_from})")
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in source.tensors.values()})
     values = sum(tensor.numel() for tensor in source.tensors.values())
-    print(f"loaded: {len(source.tensors)} tensors, {values:,} values, {', '.join(dtypes)}")
+    print(f"loaded: {count_of(len(source.tensors))}, {values:,} values, {', '.join(dtypes)}")
     rules = {rule.name: rule for rule in source.left_out.values()}
     for rule, left_out in source.left_out_by_rule().items():
-        print(f"left out by rule '{rule}': {len(left_out)} tensors ({rules[rule].reason})")
+        print(f"left out by rule '{rule}': {count_of(len(left_out))} ({rules[rule].reason})")
     if source.new:
-        print(f"new: {len(source.new)} tensors, all of {', '.join(parts_of(source.new))}: fresh weights")
+        print(f"new: {count_of(len(source.new))}, all of {', '.join(parts_of(source.new))}: fresh weights")
     if keys:
         lines = [f"{key} -> {name}" for name, key in source.keys.items()]
         lines += [f"{key} -> left out ({rule.name})" for key, rule in source.left_out.items()]
@@ -179,14 +181,14 @@ def _print_source(source: Source, keys: bool) -> None:
 
 def _print_own(path: Path, form: str, keys: bool) -> None:
     """The card of a file of this project."""
-    tensors, metadata = read_tensors(path, form)
-    print(f"{path}: {form}, {len(tensors)} tensors, {sum(tensor.numel() for tensor in tensors.values()):,} values")
+    held, metadata = read_tensors(path, form)
+    print(f"{path}: {form}, {count_of(len(held))}, {sum(tensor.numel() for tensor in held.values()):,} values")
     for part, text in metadata.items():
         if part != "format":
             for line in _lines(part, text):
                 print(line)
     if keys:
-        print("\n".join(f"{name} {_text(list(tensor.shape))}" for name, tensor in tensors.items()))
+        print("\n".join(f"{name} {_text(list(tensor.shape))}" for name, tensor in held.items()))
 
 
 def _lines(part: str, text: str) -> list[str]:

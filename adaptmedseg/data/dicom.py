@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +87,7 @@ def pick_series(folder: str | Path, series: str | None = None) -> Series:
             return scans[0]
         if not scans:
             raise UserError(f"{folder} holds no DICOM series of at least {_FEWEST} slices ({listed}).")
-        raise UserError(f"{folder} holds {len(scans)} DICOM series; choose one with --series NUMBER ({listed}).")
+        raise UserError(f"{folder} holds {len(scans)} DICOM series; choose one with --series {_way(scans)} ({listed}).")
     wanted = series.strip().lower()
     for name in ("uid", "number", "description"):
         fitting = [one for one in known if getattr(one, name).lower() == wanted]
@@ -97,6 +97,12 @@ def pick_series(folder: str | Path, series: str | None = None) -> Series:
             uids = ", ".join(one.uid for one in fitting)
             raise UserError(f"{folder} holds {len(fitting)} series of {name} '{series}'; choose by UID ({uids}).")
     raise UserError(f"{folder} holds no series '{series}'; choose by number, UID or description ({listed}).")
+
+
+def _way(series: list[Series]) -> str:
+    """How series are told apart on a command line: by number where each has its own."""
+    numbers = [one.number for one in series]
+    return "NUMBER" if all(numbers) and len(set(numbers)) == len(numbers) else "UID"
 
 
 def read_dicom(folder: str | Path, series: str | None = None) -> Volume:
@@ -121,7 +127,7 @@ def read_dicom(folder: str | Path, series: str | None = None) -> Volume:
     array = SimpleITK.GetArrayFromImage(image).transpose()
     if array.shape != grid.shape:
         raise UserError(f"{folder} was read as {array.shape} where its headers say {grid.shape}; export it again.")
-    return checked_image(array, grid, folder, notes, chosen.modality or None)
+    return replace(checked_image(array, grid, folder, notes, chosen.modality or None), series_uid=chosen.uid)
 
 
 def read_modality_tag(folder: str | Path, series: str | None = None) -> str | None:

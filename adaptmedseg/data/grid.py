@@ -123,8 +123,8 @@ class Grid:
 class Volume:
     """A canonical volume: `data` (d, h, w), `spacing` (d, h, w) in mm, and the grid and path it was read from.
 
-    `notes` are sentences on what is doubtful about the file's geometry; `modality_tag` is what a DICOM series says of
-    itself ("CT", "MR", ...), None for other formats.
+    `notes` are sentences on what is doubtful about the file's geometry. Of a DICOM series, `modality_tag` is what it
+    says of itself ("CT", "MR", ...) and `series_uid` its identifier; None for other formats.
     """
 
     data: np.ndarray
@@ -133,6 +133,7 @@ class Volume:
     path: Path
     notes: tuple[str, ...] = ()
     modality_tag: str | None = None
+    series_uid: str | None = None
 
 
 def corner_distance_mm(first: Grid, second: Grid) -> float:

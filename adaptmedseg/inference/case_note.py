@@ -6,11 +6,13 @@ import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adaptmedseg import __version__
+from adaptmedseg.data.prepared import file_sha256
 from adaptmedseg.inference.naming import Case
 from adaptmedseg.inference.prediction import Answer
 from adaptmedseg.inference.predictor import Predictor
@@ -52,7 +54,9 @@ def case_note(
         "format": FORMAT,
         "version": FORMAT_VERSION,
         "image": volume.path.name,
+        "image_sha256": image_hash(volume.path),
         **chosen,
+        **({"series_uid": volume.series_uid} if volume.series_uid else {}),
         "modality": modality,
         "labels": {str(note.label): note.structure for note in notes},
         "overlap": "the structure with the higher label wins",
@@ -68,12 +72,19 @@ def case_note(
         "shape": list(grid.shape),
         "spacing_mm": [round(float(size), 6) for size in np.linalg.norm(grid.affine[:3, :3], axis=0)],
         "orientation": grid.codes,
+        "affine": grid.affine.tolist(),
         "model": loaded.lineage,
         "hashes": loaded.hashes,
         "device": str(predictor.device),
         "settings": asdict(predictor.settings),
+        "lattice": predictor.segmenter.lattice,
         "versions": versions(),
     }
+
+
+def image_hash(path: Path) -> str | None:
+    """SHA-256 of an image's file, as in prepared data; None for a DICOM series, whose UID says which it is."""
+    return None if path.is_dir() else file_sha256(path)
 
 
 def versions() -> dict[str, str]:

@@ -44,12 +44,17 @@ class Products:
     probabilities: bool = False
     overwrite: bool = False
 
-    def check(self, case: Case) -> None:
-        """UserError where a mask would replace its own image, or, without `overwrite`, any file."""
+    def check(self, case: Case, prompts: Path | None = None) -> None:
+        """UserError where a case would replace its own image or file of prompts, or, without `overwrite`, any file."""
         target = case.mask_path(self.out)
+        note = case.note_path(self.out)
+        if prompts is not None and note.resolve() == prompts.resolve():
+            raise UserError(
+                f"{note}: holds the prompts, which the note beside the mask would replace; choose another --out"
+            )
         if target.resolve() == case.image.resolve():
             raise UserError(f"{target}: is the image itself, which the mask would replace; choose another --out")
-        paths = [target, case.note_path(self.out)]
+        paths = [target, note]
         if self.each or self.probabilities:
             paths.append(case.folder(self.out))
         for path in paths:
@@ -102,7 +107,7 @@ class CaseRunner:
         self.predictor, self.products, self.tell, self.free = predictor, products, tell, free
         self.modality = find_modality(modality)
         self.zoom = predictor.loaded.zoom_in if zoom is None else zoom
-        self.steps = ladder(predictor.device, predictor.settings)
+        self.steps = ladder(predictor.device, predictor.settings, exact=predictor.exact)
         self.footprint = footprint(predictor.loaded)
 
     def run(self, case: Case, prompts: PromptSet | None) -> Outcome:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,36 @@ def peak_rss(proc: Path) -> Bytes | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class AnonymousPeak:
+    """The peak of main memory that belongs to the process alone, files' pages left out, while the block runs.
+
+    The system keeps no peak of it, so that it is looked at fifty times a second. `bytes` is None where it cannot be
+    told.
+    """
+
+    def __init__(self, proc: Path = PROC):
+        self.proc, self.bytes = proc, anonymous_rss(proc)
+        self._done = threading.Event()
+        self._watch = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> AnonymousPeak:
+        self._watch.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._done.set()
+        self._watch.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(0.02):
+            self.bytes = max(self.bytes or 0, anonymous_rss(self.proc) or 0) or None
+
+
+def anonymous_rss(proc: Path) -> Bytes | None:
+    """Main memory that this process has in use now, without the pages of files."""
+    return _fields(proc / "self" / "status").get("RssAnon")
 
 
 def readable(size: Bytes) -> str:

@@ -137,8 +137,11 @@ def _windows(volume: VolumeSize, size: tuple[int, int, int]) -> int:
     return math.prod(max(1, math.ceil(2 * n / window) - 1) for n, window in zip(volume.shape, size, strict=True))
 
 
-def ladder(device: torch.device, settings: InferenceSettings) -> list[Step]:
-    """From the way asked for, one thing given up after another; the answer stays the same but for rounding."""
+def ladder(device: torch.device, settings: InferenceSettings, *, exact: bool = False) -> list[Step]:
+    """From the way asked for, one thing given up after another; the answer stays the same but for rounding.
+
+    `exact` keeps the number format too.
+    """
     steps = [Step(device, settings)]
 
     def give_up(said: str, to: torch.device | None = None, **changes: int | bool) -> None:
@@ -151,7 +154,8 @@ def ladder(device: torch.device, settings: InferenceSettings) -> list[Step]:
     give_up("one structure at a time", stitch_bytes=0)
     give_up("keeping no embeddings of windows", cache_bytes=0)
     if device.type != "cpu":
-        give_up("bfloat16", bf16=True)
+        if not exact:
+            give_up("bfloat16", bf16=True)
         give_up("putting the volume together in main memory", stitch_on_cpu=True)
         give_up("the CPU instead of the graphics processor", torch.device("cpu"))
     return steps

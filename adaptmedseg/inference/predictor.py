@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -24,6 +25,7 @@ from adaptmedseg.inference.prompt_file import PromptSet, parse_prompts, text_pro
 from adaptmedseg.inference.prompt_space import to_structure_prompts
 from adaptmedseg.inference.segmenter import DEFAULTS, CropSegmenter, Progress
 from adaptmedseg.inference.settings import InferenceSettings
+from adaptmedseg.inference.zoom import WindowLattice
 from adaptmedseg.models.prompts import StructurePrompt
 
 __all__ = ["Answer", "Prediction", "Predictor"]
@@ -43,13 +45,20 @@ class Predictor:
     >>> predictor.predict(prompts=prompts).masks["prostate"]
     """
 
-    def __init__(self, loaded: LoadedModel, device: torch.device, settings: InferenceSettings = DEFAULTS):
-        self.loaded = loaded
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        device: torch.device,
+        settings: InferenceSettings = DEFAULTS,
+        *,
+        exact: bool = False,
+    ):
+        self.loaded, self.exact = loaded, exact
         self.timings: dict[str, float] = {}
         self._volume: Volume | None = None
         self._crop: Crop = ((0, 0), (0, 0), (0, 0))
         self._modality = ""
-        self.use(device, settings)
+        self.use(device, replace(settings, bf16=False) if exact else settings)
 
     @classmethod
     def load(
@@ -58,15 +67,18 @@ class Predictor:
         base: str | None = None,
         device: str = "auto",
         settings: InferenceSettings = DEFAULTS,
+        *,
+        exact: bool = False,
     ) -> Predictor:
         """From a run folder, an adapter file, a base file or a known name; `base` overrides what an adapter names.
 
-        With settings that ask for bf16, as they do by default, the weights of matrix products are kept in it.
+        With settings that ask for bf16, as they do by default, the weights of matrix products are kept in it. `exact`
+        asks for the reference's own numbers instead: float32, and windows on the reference's lattice.
         """
         loaded = load_model(model, base)
-        if settings.bf16:
+        if settings.bf16 and not exact:
             hold_products_in_bf16(loaded.model)
-        return cls(loaded, pick_device(device), settings)
+        return cls(loaded, pick_device(device), settings, exact=exact)
 
     @property
     def device(self) -> torch.device:
@@ -94,7 +106,8 @@ class Predictor:
             raise ValueError("the model was loaded for bf16; load it with InferenceSettings(bf16=False)")
         self._volume = None
         model = self.loaded.model.to(device)
-        self.segmenter = CropSegmenter(model, self.loaded.size, self.loaded.resize, device, settings)
+        lattice: WindowLattice = "region" if self.exact else "volume"
+        self.segmenter = CropSegmenter(model, self.loaded.size, self.loaded.resize, device, settings, lattice)
 
     def forget(self) -> None:
         """Let go of the image and its embeddings."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,14 +46,13 @@ def _size3(values: Sequence[int]) -> Size3:
 
 def true_extent(mask: Tensor) -> list[tuple[int, int]] | None:
     """First and last true voxel of each axis of a mask (d, h, w); None where it is empty."""
-    extent = []
-    for axis in range(3):
-        others = [a for a in range(3) if a != axis]
-        hits = mask.any(dim=others[1]).any(dim=others[0]).nonzero()
-        if not len(hits):
-            return None
-        extent.append((int(hits[0]), int(hits[-1])))
-    return extent
+    if mask.device.type == "cpu":  # numpy stops at the first hit of a row, and is tens of times faster
+        voxels = mask.numpy()
+        lines = [torch.from_numpy(np.any(voxels, axis=axes)) for axes in ((1, 2), (0, 2), (0, 1))]
+    else:
+        lines = [mask.any(dim=2).any(dim=1), mask.any(dim=2).any(dim=0), mask.any(dim=1).any(dim=0)]
+    hits = [line.nonzero() for line in lines]
+    return [(int(hit[0]), int(hit[-1])) for hit in hits] if all(len(hit) for hit in hits) else None
 
 
 def foreground_box(foreground: Tensor) -> Region | None:

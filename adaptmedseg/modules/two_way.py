@@ -9,25 +9,15 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-FEW = 64
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q kᵀ / √c) v over (n, l, t, c); mask, broadcast to (n, l, queries, keys), is true where a query sees.
-
-    On a CPU, where one side has few tokens, as plain products: the fused kernel's backward pass is several times slower
-    there, and the attention matrix is small.
-    """
-    if q.device.type == "cpu" and min(q.shape[2], k.shape[2]) <= FEW:
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        return torch.softmax(scores, dim=-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+from adaptmedseg.modules.attention import attend
+from adaptmedseg.modules.folding import matrix_of, output_of, rows_of, scores_of, values_of
 
 
 class Attention(nn.Module):
-    """Multi-head attention with separate projections and an inner width of embed_dim // downsample_rate."""
+    """Multi-head attention with separate projections and an inner width of embed_dim // downsample_rate.
+
+    Without gradients, and where it is less work, prompts and images meet as in `adaptmedseg.modules.folding`.
+    """
 
     def __init__(self, embed_dim: int, num_heads: int, downsample_rate: int = 1):
         super().__init__()
@@ -42,17 +32,40 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (n, a, c), k and v (n, b, c) to (n, a, c)."""
-        return self.attend(self.q_proj(q), self.k_proj(k), self.v_proj(v))
+        return self._attend(self.q_proj(q), self.k_proj(k), self.v_proj(v))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The same from what the projections gave."""
-        heads = [rearrange(x, "n t (l c) -> n l t c", l=self.num_heads) for x in (q, k, v)]
-        return self.out_proj(rearrange(attend(*heads), "n l t c -> n t (l c)"))
+    def to_image(self, tokens: Tensor, keys: Tensor, values: Tensor, image_index: Tensor) -> Tensor:
+        """A prompt's tokens (n, t, c) look at its image: keys and values (b, s, c), image_index (n,); (n, t, c)."""
+        k_matrix, v_matrix = matrix_of(self.k_proj), matrix_of(self.v_proj)
+        if k_matrix is None or v_matrix is None or not self._folding_pays(tokens):
+            k, v = (rows_of(x, image_index) for x in (self.k_proj(keys), self.v_proj(values)))
+            return self._attend(self.q_proj(tokens), k, v)
+        # The keys' bias would add the same to all scores of a query, which the softmax does not see.
+        scores = scores_of(self._heads(self.q_proj(tokens)), k_matrix, keys, image_index)
+        weights = torch.softmax(scores, dim=-1).to(scores.dtype)
+        attended = values_of(weights, values, image_index, v_matrix, self.v_proj.bias)
+        return self.out_proj(rearrange(attended, "n l t c -> n t (l c)"))
 
+    def from_image(self, image: Tensor, keys: Tensor, values: Tensor, image_index: Tensor) -> Tensor:
+        """Each token of a prompt's image (b, s, c) looks at its tokens: keys and values (n, t, c); (n, s, c)."""
+        q_matrix, out_matrix = matrix_of(self.q_proj), matrix_of(self.out_proj)
+        k, v = self.k_proj(keys), self.v_proj(values)
+        if q_matrix is None or out_matrix is None or not self._folding_pays(keys):
+            return self._attend(rows_of(self.q_proj(image), image_index), k, v)
+        k, v = self._heads(k), self._heads(v)
+        of_bias = k @ rearrange(self.q_proj.bias, "(l e) -> l e 1", l=self.num_heads).to(k.dtype) * k.shape[-1] ** -0.5
+        weights = torch.softmax(scores_of(k, q_matrix, image, image_index) + of_bias, dim=2)
+        return output_of(weights, v, out_matrix, self.out_proj.bias)
 
-def rows_of(x: Tensor, image_index: Tensor) -> Tensor:
-    """x (b, ...), one row an image, to (n, ...), one row a prompt; without a copy where there is one image."""
-    return x.expand(len(image_index), *x.shape[1:]) if len(x) == 1 else x[image_index]
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attended = attend(self._heads(q), self._heads(k), self._heads(v))
+        return self.out_proj(rearrange(attended, "n l t c -> n t (l c)"))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "n t (l c) -> n l t c", l=self.num_heads)
+
+    def _folding_pays(self, tokens: Tensor) -> bool:
+        return not torch.is_grad_enabled() and tokens.shape[1] * self.num_heads < self.k_proj.out_features
 
 
 class MLPBlock(nn.Module):
@@ -94,12 +107,9 @@ class TwoWayAttentionBlock(nn.Module):
 
         to_image, to_token = self.cross_attn_token_to_image, self.cross_attn_image_to_token
         placed = keys + key_pe
-        k, v, q = (
-            rows_of(x, image_index) for x in (to_image.k_proj(placed), to_image.v_proj(keys), to_token.q_proj(placed))
-        )
-        queries = self.norm2(queries + to_image.attend(to_image.q_proj(queries + query_pe), k, v))
+        queries = self.norm2(queries + to_image.to_image(queries + query_pe, placed, keys, image_index))
         queries = self.norm3(queries + self.mlp(queries))
-        update = to_token.attend(q, to_token.k_proj(queries + query_pe), to_token.v_proj(queries))
+        update = to_token.from_image(placed, queries + query_pe, queries, image_index)
         return queries, self.norm4(rows_of(keys, image_index) + update)
 
 
@@ -120,5 +130,5 @@ class TwoWayTransformer(nn.Module):
         for layer in self.layers:
             queries, keys = layer(queries, keys, tokens, image_pe, index)
             index = torch.arange(len(tokens), device=tokens.device)  # from here on, a prompt has its own image tokens
-        attended = self.final_attn_token_to_image(queries + tokens, keys + image_pe, keys)
+        attended = self.final_attn_token_to_image.to_image(queries + tokens, keys + image_pe, keys, index)
         return self.norm_final_attn(queries + attended), keys

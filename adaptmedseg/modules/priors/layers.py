@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from adaptmedseg.modules.two_way import attend
+from adaptmedseg.modules.attention import attend
 
 
 class PriorAttention(nn.Module):
