@@ -84,16 +84,14 @@ def _repair(pair: Pair, out: Path) -> list[str]:
     image, labels = read_image(pair.image, pair.channel), read_labels(pair.label)
     sentences = [f"{path.name}: {text}" for path in (pair.image, pair.label) for text in _stored_oddly(path, pair)]
     sentences += _moved(pair, image, labels)
+    if labels.data.dtype.itemsize > 2:
+        raise UserError(f"{pair.label} holds the value {labels.data.max()}, above 65535; number its labels anew.")
     whole = np.rint(image.data)
     limits = np.iinfo(np.int16)
     fits = limits.min <= whole.min() and whole.max() <= limits.max and np.array_equal(whole, image.data)
     voxels = whole.astype(np.int16) if fits else image.data
     target = out / "images" / f"{pair.id}.nii.gz"
     write_checked(target, to_grid(voxels, image.grid), image.grid, save_nifti)
-    if labels.data.dtype.itemsize > 2:
-        raise UserError(
-            f"{pair.label} holds the label value {labels.data.max()}; label values above 65535 are no labels."
-        )
     write_mask(out / "labels" / f"{pair.id}.nii.gz", labels.data, image.grid)
     return sentences
 

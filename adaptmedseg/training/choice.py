@@ -1,6 +1,6 @@
 """Which case comes next, and which of its structures: every case once an epoch, or balanced by temperatures."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,17 +39,18 @@ class Choice:
 
 
 def _case_shares(views: Sequence[View], balance: BalanceConfig, rarity: dict[str, float]) -> np.ndarray:
-    """Probability of every case: of its modality, of its data set within that, and of its structures' rarity."""
+    """Probability of every case: of its modality, of its data set within that, evenly within the set, and all of it
+    weighted by how rare the case's structures are."""
     modalities = Counter(view.modality for view in views)
     datasets = Counter((view.modality, view.dataset) for view in views)
     by_modality = {name: n ** (1 / balance.modality) for name, n in modalities.items()}
     by_dataset = {key: n ** (1 / balance.dataset) for key, n in datasets.items()}
-    interest = [float(np.mean([rarity[name] for name in view.structures])) for view in views]
-    total_modality = sum(by_modality.values())
+    siblings: dict[str, float] = defaultdict(float)
+    for (modality, _), share in by_dataset.items():
+        siblings[modality] += share
     shares = []
-    for view, own in zip(views, interest, strict=True):
+    for view in views:
         key = (view.modality, view.dataset)
-        siblings = sum(share for other, share in by_dataset.items() if other[0] == view.modality)
-        within = sum(i for i, v in zip(interest, views, strict=True) if (v.modality, v.dataset) == key)
-        shares.append(by_modality[view.modality] / total_modality * by_dataset[key] / siblings * own / within)
+        of_set = by_modality[view.modality] * by_dataset[key] / siblings[view.modality]
+        shares.append(of_set / datasets[key] * float(np.mean([rarity[name] for name in view.structures])))
     return np.array(shares) / sum(shares)
