@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from adaptmedseg.preprocessing.sets.model import DataSet, Download
@@ -33,21 +34,18 @@ def fetch_set(known: DataSet, folder: Path, say: Say, progress: Bytes | None = N
     """
     say(f"{known.title}: licence {known.stated_licence}.")
     say(f"Login: {known.login or 'none needed'}.")
-    if not known.downloads:
-        raise UserError(f"{known.name} cannot be fetched without a login ({known.login}); {by_hand(known, folder)}.")
+    if not known.downloads and not known.record:
+        raise UserError(f"{known.name} cannot be fetched here ({known.login}); {by_hand(known, folder)}.")
     paths = []
-    for file in known.downloads:
+    for file in _files(known, folder, say):
         target = folder / file.name
         note = f"put {file.name} from {known.page} at {target} and run again"
-        checksum = file.checksum or _recorded_checksum(file, say if not target.exists() else None)
         if not target.exists():
             if is_offline():
-                raise UserError(
-                    f"{file.name} of {known.name} is not at {folder}, and {OFFLINE} forbids the network; {note}."
-                )
+                raise UserError(f"{target} is not there, and {OFFLINE} forbids the network; {note}.")
             say(f"Fetching {file.url}")
-            download(file.url, target, checksum, note, progress)
-        check_recorded(target, file.url, checksum)
+            download(file.url, target, file.checksum, note, progress)
+        check_recorded(target, file.url, file.checksum)
         paths.append(target)
     return paths
 
@@ -59,14 +57,33 @@ def by_hand(known: DataSet, folder: Path | None = None) -> str:
     return f"{place} from {known.page} and give the folder or archive with --source (layout: {known.layout})"
 
 
-def _recorded_checksum(file: Download, say: Say | None) -> Checksum | None:
-    """What the publisher's record states for the file; None offline, without a record, or where none is stated."""
-    if file.record is None or is_offline() or say is None:
-        return None
+def _files(known: DataSet, folder: Path, say: Say) -> list[Download]:
+    """The files to fetch, with the checksums of the publisher's record where there is one.
+
+    The record is asked only for what is not there yet; a set whose files it alone names needs it.
+    """
+    missing = [file for file in known.downloads if not (folder / file.name).exists()]
+    if not known.record or (known.downloads and not missing):
+        return list(known.downloads)
     try:
-        entries = json.loads(fetch_text(file.record))["files"]
-        stated = {str(entry["key"]): str(entry["checksum"]) for entry in entries}
-        return Checksum.parse(stated[file.name])
-    except (OSError, ValueError, KeyError, TypeError):
-        say(f"{file.record} states no checksum of {file.name}; the file is recorded as it comes.")
-        return None
+        if is_offline():
+            raise OSError(f"{OFFLINE} forbids the network")
+        stated = {file.name: file for file in _record(fetch_text(known.record))}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not known.downloads:
+            raise UserError(f"{known.record} cannot be read ({error}); {by_hand(known, folder)}.") from error
+        say(f"{known.record} cannot be read, so that no checksum is known; files are recorded as they come.")
+        return list(known.downloads)
+    if not known.downloads:
+        return list(stated.values())
+    return [
+        replace(file, checksum=stated[file.name].checksum) if file.name in stated else file for file in known.downloads
+    ]
+
+
+def _record(text: str) -> list[Download]:
+    """The files of a Zenodo record. Raises ValueError, KeyError or TypeError for a text of another form."""
+    return [
+        Download(Path(str(entry["key"])).name, str(entry["links"]["self"]), Checksum.parse(str(entry["checksum"])))
+        for entry in json.loads(text)["files"]
+    ]

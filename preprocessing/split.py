@@ -169,7 +169,9 @@ def _folds(cases: Sequence[SourceCase], strata: Strata, partition: Partition) ->
     if not partition.by_site:
         listed = partition.committed_folds
         if listed is not None and set(strata) <= set(listed):
-            return {patient: listed[patient] for patient in strata}
+            numbers = {patient: listed[patient] for patient in strata}
+            if len(set(numbers.values())) == partition.folds:  # a part of the set may lack a whole fold
+                return numbers
         return fold_patients(strata, folds=partition.folds or 0, seed=partition.seed)
     sites = sorted({case.site for case in cases})
     if len(sites) < 2:

@@ -50,12 +50,14 @@ def _main(
 
 
 def _register() -> None:
-    from adaptmedseg.cli import adapters, bench, demo, evaluate, predict, prepare, train, weights
+    from adaptmedseg.cli import adapters, bench, demo, evaluate, leaks, predict, prepare, train, weights
 
     commands: list[Callable[..., None]] = [
         demo.demo,
         prepare.prepare,
         prepare.check,
+        prepare.sets,
+        leaks.leaks,
         train.train,
         evaluate.evaluate,
         predict.predict,

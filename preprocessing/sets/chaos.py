@@ -10,7 +10,7 @@ import SimpleITK
 from adaptmedseg.preprocessing.case import CaseData, Cases, SourceCase
 from adaptmedseg.preprocessing.reading import labelled
 from adaptmedseg.preprocessing.sets.finding import Key, grouped, paired
-from adaptmedseg.preprocessing.sets.model import DataSet, zenodo
+from adaptmedseg.preprocessing.sets.model import DataSet, zenodo, zenodo_record
 
 from adaptmedseg.data.dicom import read_stack
 from adaptmedseg.data.grid import canonical_volume, guarded
@@ -106,4 +106,5 @@ SET = DataSet(
     contrasts=tuple(_CONTRASTS),
     needs=r"(^|/)(CT|MR)/\d+/",
     downloads=zenodo(3431873, "CHAOS_Train_Sets.zip"),
+    record=zenodo_record(3431873),
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adaptmedseg.preprocessing.case import Cases, SourceCase
 from adaptmedseg.preprocessing.sets.finding import NIFTI, Key, grouped, paired
-from adaptmedseg.preprocessing.sets.model import DataSet, zenodo
+from adaptmedseg.preprocessing.sets.model import DataSet, zenodo, zenodo_record
 
 _ORGANS = """liver; right kidney; spleen; pancreas; aorta; inferior vena cava; right adrenal gland; left adrenal gland;
 gallbladder; esophagus; stomach; duodenum; left kidney"""
@@ -32,4 +32,5 @@ SET = DataSet(
     labels={value: " ".join(name.split()) for value, name in enumerate(_ORGANS.split(";"), start=1)},
     needs=r"FLARE22_Tr_\d+(_0000)?\.nii",
     downloads=zenodo(7860267, "FLARE22Train.zip"),
+    record=zenodo_record(7860267),
 )

@@ -8,7 +8,7 @@ import SimpleITK
 from adaptmedseg.preprocessing.case import CaseData, Cases, SourceCase
 from adaptmedseg.preprocessing.reading import labelled, read_pair
 from adaptmedseg.preprocessing.sets.finding import NIFTI, Key, grouped, paired
-from adaptmedseg.preprocessing.sets.model import DataSet, zenodo
+from adaptmedseg.preprocessing.sets.model import DataSet, zenodo, zenodo_record
 
 from adaptmedseg.data.grid import canonical_volume, guarded
 from adaptmedseg.data.labels import LabelScheme
@@ -60,5 +60,6 @@ SET = DataSet(
     default_contrasts=("dwi", "adc"),
     needs=r"\.nii(\.gz)?$",
     downloads=zenodo(7960856, "ISLES-2022.zip"),
+    record=zenodo_record(7960856),
     absent="empty",  # a scan without a visible lesion is annotated as such
 )

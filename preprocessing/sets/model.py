@@ -18,18 +18,12 @@ from adaptmedseg.data.labelled import Absent
 class Download:
     """A file that the publisher serves without a login.
 
-    `checksum` is the publisher's own statement, None where there is none. `record` is the address of a record from
-    which the publisher's checksum can be asked (Zenodo's form), and then wins over none.
+    `checksum` is the publisher's own statement, None where none is known here.
     """
 
+    name: str
     url: str
     checksum: Checksum | None = None
-    record: str | None = None
-
-    @property
-    def name(self) -> str:
-        """The file's name."""
-        return self.url.split("?")[0].rsplit("/", 1)[-1]
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,8 @@ class DataSet:
         default_contrasts: the ones prepared unless others are asked for; empty takes all.
         needs: a regular expression for the members of an archive that are needed.
         downloads: the files, where they can be fetched without a login.
+        record: the address of a Zenodo record, from which checksums are asked, and the files themselves where
+            `downloads` is empty.
         absent: what a structure without a voxel means in this set (see `annotated_structures`).
         spacing_stated: whether the files say how large voxels are.
     """
@@ -67,6 +63,7 @@ class DataSet:
     read: Reader = read_pair
     needs: str = ""
     downloads: tuple[Download, ...] = ()
+    record: str = ""
     login: str = ""
     licence: str = ""
     absent: Absent = "unannotated"
@@ -87,8 +84,10 @@ class DataSet:
 
 
 def zenodo(record: int, *names: str) -> tuple[Download, ...]:
-    """Files of a Zenodo record; their checksums are asked from the record when they are fetched."""
-    return tuple(
-        Download(f"https://zenodo.org/records/{record}/files/{name}", record=f"https://zenodo.org/api/records/{record}")
-        for name in names
-    )
+    """Files of a Zenodo record."""
+    return tuple(Download(name, f"https://zenodo.org/records/{record}/files/{name}") for name in names)
+
+
+def zenodo_record(record: int) -> str:
+    """The address of a Zenodo record's description."""
+    return f"https://zenodo.org/api/records/{record}"

@@ -81,6 +81,7 @@ SET = DataSet(
     # Address and checksum are those of MONAI's DecathlonDataset, which mirrors the set.
     downloads=(
         Download(
+            "Task05_Prostate.tar",
             "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task05_Prostate.tar",
             Checksum("md5", "35138f08b1efaef89d7424d2bcc928db"),
         ),

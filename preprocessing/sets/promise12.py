@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adaptmedseg.preprocessing.case import Cases, SourceCase
 from adaptmedseg.preprocessing.sets.finding import Key, grouped, paired
-from adaptmedseg.preprocessing.sets.model import DataSet, zenodo
+from adaptmedseg.preprocessing.sets.model import DataSet, zenodo, zenodo_record
 
 
 def find(root: Path, target: str) -> Cases:
@@ -31,4 +31,5 @@ SET = DataSet(
     labels={1: "prostate"},
     needs=r"^(?!.*test_?data).*\.(mhd|mha|raw|zraw)$",
     downloads=zenodo(8026660, "training_data.zip"),
+    record=zenodo_record(8026660),
 )

@@ -78,6 +78,8 @@ SET = DataSet(
     labels={1: "vessel"},
     targets={"ah": ("vessel",), "vk": ("vessel",)},
     needs=r"\.ppm(\.gz)?$",
-    downloads=tuple(Download(f"{_PAGE}/{name}.tar") for name in ("stare-images", "labels-ah", "labels-vk")),
+    downloads=tuple(
+        Download(f"{name}.tar", f"{_PAGE}/{name}.tar") for name in ("stare-images", "labels-ah", "labels-vk")
+    ),
     spacing_stated=False,
 )

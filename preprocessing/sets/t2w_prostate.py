@@ -9,7 +9,7 @@ import SimpleITK
 from adaptmedseg.preprocessing.case import CaseData, Cases, SourceCase
 from adaptmedseg.preprocessing.reading import stack_case
 from adaptmedseg.preprocessing.sets.finding import Key, grouped, paired
-from adaptmedseg.preprocessing.sets.model import DataSet
+from adaptmedseg.preprocessing.sets.model import DataSet, zenodo_record
 
 from adaptmedseg.data.grid import guarded
 from adaptmedseg.data.labels import LabelScheme
@@ -59,6 +59,6 @@ SET = DataSet(
     read=read,
     labels=dict(enumerate(_ZONES, start=1)),
     targets={"zones": (*_ZONES, "prostate"), "gland": ("prostate",)},
-    login="none; the record's files are fetched by hand, as their names are not known here",
+    record=zenodo_record(7676958),
     spacing_stated=False,
 )
