@@ -97,7 +97,7 @@ def test_one_name_twice_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         for _ in range(2):
             tar.addfile(tarfile.TarInfo("a.nii"), io.BytesIO())
-    with pytest.raises(UserError, match="holds 'a.nii' twice"):
+    with pytest.raises(UserError, match=r"holds 'a\.nii' twice"):
         unpack(tmp_path / "a.tar", tmp_path / "out")
 
 

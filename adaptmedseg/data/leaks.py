@@ -117,6 +117,26 @@ def align(datasets: Sequence[PreparedDataset], leaks: Sequence[Leak]) -> int:
     return len(moved)
 
 
+def refuse_leaks(datasets: Sequence[PreparedDataset], fold: int | None = None) -> None:
+    """Refuse to train on a patient whom another of the data sets keeps for validation or testing.
+
+    Args:
+        datasets: the data sets that a training takes its cases from.
+        fold: the fold that is left out, None where splits count (with folds, the test split is fold 0).
+
+    Raises:
+        UserError: there is such a patient; the sentence names the pair.
+    """
+    held_out = f"fold {fold or 0}"
+    for leak in find_leaks(datasets):
+        if leak.crosses and ("train" in leak.sides or held_out in leak.sides):
+            folders = " ".join(str(dataset.folder) for dataset in datasets)
+            raise UserError(
+                f"{leak.first} and {leak.second} are one patient on two sides ({' and '.join(leak.sides)}); put such "
+                f"pairs on one side with 'adaptmedseg leaks {folders} --align'."
+            )
+
+
 def leaks_json(leaks: Sequence[Leak]) -> str:
     """The leaks as a JSON list."""
     return json.dumps([asdict(leak) for leak in leaks], indent=1) + "\n"
