@@ -86,6 +86,9 @@ def prepare_set(
             if not found.cases and not found.problems:
                 raise UserError(f"{source} holds no case of {name}; {by_hand(known)}.")
             cases = [replace(case, spacing=spacing) for case in found.cases if _is_wanted(case.contrast, wanted)]
+            if found.cases and not cases:
+                there = ", ".join(sorted({case.contrast or "" for case in found.cases}))
+                raise UserError(f"{source} has no channel {wanted[0]!r}; choose of {there}, or all.")
             scheme = _scheme(known, chosen, found, labels or {}, registry)
             yield Plan(
                 cases=cases,
@@ -145,12 +148,12 @@ def _chosen_contrasts(known: DataSet, contrasts: Sequence[str] | None) -> tuple[
     """The contrasts to prepare; empty takes all."""
     if contrasts is None:
         return known.default_contrasts
-    if not known.contrasts:
+    if not known.contrasts and known.labels:
         raise UserError(f"{known.name} has one image a case; leave --channel out.")
     wanted = tuple(contrast.strip().lower() for contrast in contrasts)
     if wanted == ("all",):
         return ()
-    unknown = [contrast for contrast in wanted if contrast not in known.contrasts]
+    unknown = known.contrasts and [contrast for contrast in wanted if contrast not in known.contrasts]
     if unknown:
         raise UserError(f"{known.name} has no channel {unknown[0]!r}; choose of {', '.join(known.contrasts)}, or all.")
     return wanted

@@ -83,6 +83,9 @@ def stack_case(case: SourceCase, image_xyz: np.ndarray, labels_xyz: np.ndarray, 
             f"{case.label} has shape {labels_xyz.shape} and its image {case.image.name} has {image_xyz.shape}; "
             "leave the case out or repair it."
         )
+    if not (labels_xyz == labels_xyz.astype(np.uint16)).all():
+        raise UserError(f"{case.label} is no label map: its values are not whole numbers from 0; get it again.")
+    labels_xyz = labels_xyz.astype(np.uint16)
     x, y, z = image_xyz.shape
     grid = unplaced_grid((x, y, z), case.spacing, "LPS")
     image = checked_image(image_xyz, grid, case.image)

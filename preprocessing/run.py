@@ -111,12 +111,17 @@ def _telling_of_a_full_disk(out: Path, unfinished: Unfinished) -> Iterator[None]
     try:
         yield
     except OSError as error:
-        if error.errno not in _FULL:
+        if not _is_full(error):
             raise
-        why = "a file would be larger than is allowed" if error.errno == errno.EFBIG else "the disk is full"
+        why = "the disk is full or a limit on sizes is reached"
         done = unfinished.count()
         kept = f"; the {done} finished cases are kept in {unfinished.folder.name} and used then" if done else ""
         raise UserError(f"{out} could not be written because {why}; free some space and run again{kept}.") from error
+
+
+def _is_full(error: OSError) -> bool:
+    """Whether there was no room to write; numpy says so without an error number."""
+    return error.errno in _FULL or (error.errno is None and "requested and" in str(error))
 
 
 def _run(plan: Plan, unfinished: Unfinished, workers: int, progress: Progress | None) -> list[_Result]:
@@ -155,7 +160,7 @@ def _prepare(plan: Plan, case: SourceCase, unfinished: Unfinished) -> _Result:
     except UserError as error:
         return _Result(case, None, str(error))
     except OSError as error:
-        if error.errno in _FULL or error.filename is None:
+        if _is_full(error) or error.filename is None:
             raise
         return _Result(case, None, f"{error.filename} cannot be read ({error.strerror}); check it and run again.")
     return _Result(case, entry)

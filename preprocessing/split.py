@@ -25,7 +25,7 @@ class Partition:
 
     The first that is given counts: `left_out_site` (its patients test, the others train and validate), `by_site` (a
     fold a site), `folds` (their number), `committed` (a published or committed list: patient to split), the
-    publisher's own split of the cases, and else the shares.
+    publisher's own split of the cases (unless `published` is False), and else the shares.
     """
 
     test_fraction: float = 0.2
@@ -35,6 +35,7 @@ class Partition:
     left_out_site: str | None = None
     committed: Mapping[str, Split] | None = None
     committed_folds: Mapping[str, int] | None = None
+    published: bool = True
     seed: int = 0
 
 
@@ -55,7 +56,7 @@ def divide(cases: Sequence[SourceCase], partition: Partition) -> dict[str, dict[
         split = {patient: "train" if number else "test" for patient, number in fold.items()}
     elif partition.committed is not None:
         split = {patient: partition.committed.get(patient, "train") for patient in strata}
-    elif any(case.split for case in cases):
+    elif partition.published and any(case.split for case in cases):
         split = _published(cases, strata, partition)
     else:
         split = split_patients(

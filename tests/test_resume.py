@@ -94,13 +94,14 @@ def test_a_case_that_changed_meanwhile_is_made_anew(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(run_module, "write_case", full_at_the_third)
     outcome = call("prepare", "promise12", "--source", tmp_path / "in", "--out", out)
     assert (outcome.code, len(outcome.err.splitlines())) == (2, 1), outcome
-    assert "disk is full; free some space and run again; the 3 finished cases are kept" in outcome.err
+    assert "disk is full or a limit on sizes is reached; free some space and run again; the " in outcome.err
+    assert "finished cases are kept in out.unfinished" in outcome.err
     assert not out.exists()
     itk(tmp_path / "in/training_data/Case00.mhd", image_of(77))
     written = []
     monkeypatch.setattr(run_module, "write_case", lambda *a: (written.append(a[0].name), write(*a))[1])
     prepare_set("promise12", tmp_path / "in", out)
-    assert written == ["Case00", "Case02"]
+    assert {"Case00", "Case02"} <= set(written) <= {"Case00", "Case02", "Case03"}  # Case01 is kept
     fresh = prepare_set("promise12", tmp_path / "in", tmp_path / "fresh")
     assert content(out) == content(fresh.folder)
 
@@ -115,7 +116,7 @@ def test_a_limit_on_file_sizes_is_told_and_nothing_is_half_written(tmp_path: Pat
     command = ["prepare", "promise12", "--source", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-c", limited, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done
-    assert "a file would be larger than is allowed; free some space and run again" in done.stderr
+    assert "the disk is full or a limit on sizes is reached; free some space and run again" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 

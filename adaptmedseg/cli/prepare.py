@@ -1,12 +1,13 @@
 """`adaptmedseg prepare`, `check` and `sets`: from a published set or a user's folder to a prepared data set."""
 
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, cast
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from adaptmedseg.cli.common import bar, named_pairs, split_names
 from adaptmedseg.data.check import check_folder, print_report
@@ -21,6 +22,7 @@ from adaptmedseg.preprocessing.sets import KNOWN
 from adaptmedseg.preprocessing.split import Partition
 
 TEST_FRACTION, VAL_FRACTION = 0.2, 0.1
+Shares = tuple[float | None, float | None]
 Source = Annotated[Path, typer.Argument(help="Folder or archive of images and labels (NIfTI, MetaImage, NRRD).")]
 NameOrFolder = Annotated[
     str, typer.Argument(help="A known set's name (see `adaptmedseg sets`), or a folder or archive of your own.")
@@ -93,9 +95,8 @@ def prepare(
       adaptmedseg prepare saml --source Processed_data_nii --leave-site-out HK --out prepared/saml
     """
     number, by_site = _folds(folds)
-    shares = {"test_fraction": test_fraction, "val_fraction": val_fraction}
     if source in KNOWN:
-        for option, value in {
+        own = {
             "--name": name,
             "--modality": modality,
             "--images": images,
@@ -103,13 +104,13 @@ def prepare(
             "--site": site,
             "--patient-pattern": patient_pattern,
             "--skip-unlabelled": skip_unlabelled or None,
-        }.items():
-            if value is not None:
-                raise UserError(f"{option} is for folders of your own, not for the known set '{source}'; leave it out.")
+        }
+        _refuse(own, f"is for folders of your own, not for the known set '{source}'; leave it out.")
+        folder = _files_of(source, files, download)
         with bar("preparing") as progress:
             dataset = prepare_set(
                 source,
-                _files_of(source, files, download),
+                folder,
                 out,
                 target=target,
                 contrasts=split_names(channel),
@@ -117,21 +118,14 @@ def prepare(
                 labels=dict(named_pairs(label, "--label")),
                 new_structures=new_structure,
                 absent=_absent(absent) if absent else None,
-                partition=_partition(source, shares, number, by_site, leave_site_out, seed),
+                partition=_partition(source, (test_fraction, val_fraction), number, by_site, leave_site_out, seed),
                 overwrite=overwrite,
                 workers=workers,
                 progress=progress,
             )
     else:
-        for option, value in {
-            "--source": files,
-            "--download": download or None,
-            "--target": target,
-            "--spacing": spacing,
-        }.items():
-            if value is not None:
-                known = ", ".join(KNOWN)
-                raise UserError(f"{option} is for known sets, and '{source}' is none; the known ones are {known}.")
+        theirs = {"--source": files, "--download": download or None, "--target": target, "--spacing": spacing}
+        _refuse(theirs, f"is for known sets, and '{source}' is none; the known ones are {', '.join(KNOWN)}.")
         folder = Path(source)
         with bar("preparing") as progress:
             dataset = prepare_folder(
@@ -158,7 +152,7 @@ def prepare(
                 workers=workers,
                 progress=progress,
             )
-    _sum_up(out, dataset)
+    _sum_up(out, dataset, folder)
 
 
 def sets(
@@ -172,11 +166,9 @@ def sets(
       adaptmedseg sets chaos
     """
     if name is None:
-        table = Table("name", "what", "get it", box=None)
         for known in KNOWN.values():
             fetched = "--download" if known.downloads or known.record else "by hand"
-            table.add_row(known.name, escape(known.title), fetched)
-        Console().print(table)
+            print(f"{known.name:18}{known.title} ({fetched})")
         return
     known = known_set(name)
     print(f"{known.name}: {known.title}")
@@ -189,6 +181,13 @@ def sets(
     if known.contrasts:
         print(f"channels: {', '.join(known.contrasts)} (prepared: {', '.join(known.default_contrasts) or 'all'})")
     print(f"without --download: {by_hand(known)}")
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    """Refuse options that were given and mean nothing here."""
+    for option, value in options.items():
+        if value is not None:
+            raise UserError(f"{option} {why}")
 
 
 def _files_of(name: str, files: Path | None, download: bool) -> Path:
@@ -206,22 +205,20 @@ def _files_of(name: str, files: Path | None, download: bool) -> Path:
 
 def _partition(
     name: str,
-    shares: dict[str, float | None],
+    shares: Shares,
     folds: int | None,
     by_site: bool,
     left_out_site: str | None,
     seed: int | None,
 ) -> Partition:
     """The set's own lists, unless an option asks for something else."""
-    given = {key: value for key, value in shares.items() if value is not None}
     own = default_partition(known_set(name))
-    if seed is not None or given:
-        own = Partition(**given, seed=seed or 0)
+    test, val = shares
+    if seed is not None or test is not None or val is not None:
+        test, val = TEST_FRACTION if test is None else test, VAL_FRACTION if val is None else val
+        own = Partition(test, val, seed=seed or 0, published=False)
     if left_out_site is not None or by_site or folds is not None:
-        listed = own.committed_folds if own.committed_folds and folds == 1 + max(own.committed_folds.values()) else None
-        return Partition(
-            own.test_fraction, own.val_fraction, folds, by_site, left_out_site, committed_folds=listed, seed=own.seed
-        )
+        return replace(own, folds=folds, by_site=by_site, left_out_site=left_out_site)
     return own
 
 
@@ -255,8 +252,8 @@ def _spacing(text: str | None) -> tuple[float, float, float] | None:
     return d, h, w
 
 
-def _sum_up(out: Path, dataset: PreparedDataset) -> None:
-    """Say what there is and what was left out; exit code 1 where something was."""
+def _sum_up(out: Path, dataset: PreparedDataset, source: Path) -> None:
+    """Say what there is and what was left out; exit code 1 where something was. Paths are shown whole."""
     counts = {split: len(dataset.cases(split)) for split in ("train", "val", "test")}
     shares = f"{dataset.folds} folds" if dataset.folds else ", ".join(f"{n} {split}" for split, n in counts.items())
     for note in dataset.manifest.get("notes", []):
@@ -267,7 +264,8 @@ def _sum_up(out: Path, dataset: PreparedDataset) -> None:
     left_out = dataset.manifest.get("left_out", [])
     if left_out:
         for sentence in left_out:
-            typer.echo(f"left out: {sentence}", err=True)
+            shown = re.sub(rf"(?<![^\s(]){re.escape(source.name)}/", lambda _: f"{source}/", sentence)
+            typer.echo(f"left out: {shown}", err=True)
         typer.echo(f"{len(left_out)} left out; mend them and run again with --overwrite to have them too.", err=True)
         raise typer.Exit(1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from adaptmedseg.preprocessing.case import Cases, SourceCase
@@ -70,7 +71,8 @@ def paired(
             where = ", ".join(str(path) for path in files)
             found.problems.append(f"The image {files[0].name} is there {len(files)} times ({where}); keep one.")
         elif masks:
-            found.cases.append(make(key, files[0], masks[0]))
+            case = make(key, files[0], masks[0])
+            found.cases.append(replace(case, id=re.sub(r"[^\w.+-]", "_", case.id)))
         elif unlabelled == "report":
             found.problems.append(f"{files[0]} has no annotation; add it, or move the image away.")
     for key, masks in sorted(labels.items()):

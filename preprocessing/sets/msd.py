@@ -10,13 +10,15 @@ from adaptmedseg.preprocessing.sets.finding import NIFTI, Key, grouped, paired
 from adaptmedseg.preprocessing.sets.model import DataSet
 from adaptmedseg.preprocessing.split import patient_of
 
+from adaptmedseg.data.volume import volume_stem
+
 
 def find(root: Path, target: str) -> Cases:
     """One case a channel; the channels of a file are one patient."""
     folder, described = description(root)
     names = channels(described)
     numbers = {contrast: number for number, (contrast, _) in names.items()}
-    stems = {path.name.split(".")[0].lower(): path.name.split(".")[0] for path in (folder / "imagesTr").glob("*")}
+    stems = {volume_stem(path).lower(): volume_stem(path) for path in (folder / "imagesTr").glob("*")}
 
     def make(key: Key, image: Path, label: Path) -> SourceCase:
         stem, number = stems[key[0]], numbers[key[1]]
