@@ -110,7 +110,7 @@ def test_a_patient_in_two_sets_is_found_told_and_moved(pair: tuple[Path, Path], 
     }
     assert call("leaks", one, two).code == 0
     with pytest.raises(UserError, match="called 'one'"):
-        find_leaks([PreparedDataset.open(one), PreparedDataset.open(one)])
+        align([PreparedDataset.open(one), PreparedDataset.open(one)], [])
 
 
 def test_a_copied_file_is_a_leak_of_its_own(tmp_path: Path) -> None:

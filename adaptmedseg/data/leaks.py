@@ -58,16 +58,10 @@ def find_leaks(
     Near duplicates are looked for among images of one family of modalities whose spacing is known.
 
     Args:
-        datasets: prepared data sets; two of one name are refused.
+        datasets: prepared data sets.
         threshold: the similarity (see `adaptmedseg.data.similarity`) from which two images count as one.
         progress: called with (pairs compared, pairs in all).
-
-    Raises:
-        UserError: two sets have one name, so that their cases could not be told apart.
     """
-    names = [dataset.name for dataset in datasets]
-    if len(set(names)) < len(names):
-        raise UserError(f"Two of the data sets are called {max(names, key=names.count)!r}; prepare one with --name.")
     items = [_Item(dataset, case, _look(dataset, case)) for dataset in datasets for case in dataset.cases()]
     pairs = list(_strangers(items))
     found = []
@@ -87,7 +81,13 @@ def align(datasets: Sequence[PreparedDataset], leaks: Sequence[Leak]) -> int:
 
     Returns:
         How many cases moved.
+
+    Raises:
+        UserError: two sets have one name, so that their cases cannot be told apart.
     """
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise UserError(f"Two of the data sets are called {max(names, key=names.count)!r}; prepare one with --name.")
     order = {dataset.name: number for number, dataset in enumerate(datasets)}
     entries = {
         (dataset.name, entry["patient"]): [e for e in dataset.manifest["cases"] if e["patient"] == entry["patient"]]
@@ -144,7 +144,7 @@ def leaks_json(leaks: Sequence[Leak]) -> str:
 
 def _look(dataset: PreparedDataset, case: PreparedCase) -> Signature | None:
     entry: dict[str, Any] = next(entry for entry in dataset.manifest["cases"] if entry["id"] == case.id)
-    return signature(case.image(), case.spacing) if entry.get("spacing_stated", True) else None
+    return signature(case.intensities(), case.spacing) if entry.get("spacing_stated", True) else None
 
 
 def _strangers(items: Sequence[_Item]) -> Iterator[tuple[_Item, _Item]]:
