@@ -58,10 +58,11 @@ Reader = Callable[[SourceCase, LabelScheme], CaseData]
 class Cases:
     """What was found: cases, sentences on what had to be left out, notes, and the source's own description.
 
-    `labels` are label values and names where the source's own description states them.
+    `labels` are label values and names, and `licence` the licence, where the source's own description states them.
     """
 
     cases: list[SourceCase] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     labels: dict[str, Any] | None = None
+    licence: str = ""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from adaptmedseg.preprocessing.case import Cases
 from adaptmedseg.preprocessing.committed import committed_lists
@@ -78,6 +78,8 @@ def prepare_set(
     registry = default_registry().extended({new: {} for new in new_structures})
     source = Path(source)
     meaning = absent or known.absent
+    if meaning not in get_args(Absent):
+        raise UserError(f"The meaning of an absent structure is {absent!r}; choose {' or '.join(get_args(Absent))}.")
 
     @contextmanager
     def open_plan(unfinished: Unfinished) -> Iterator[Plan]:
@@ -98,16 +100,11 @@ def prepare_set(
                 scheme=scheme,
                 absent=meaning,
                 reader=known.read,
-                partition=partition or default_partition(known),
+                partition=partition or committed_lists(name),
                 head=_head(known, chosen, source, found, scheme, new_structures, meaning),
             )
 
     return prepare_plan(Path(out), open_plan, overwrite=overwrite, workers=workers, progress=progress)
-
-
-def default_partition(known: DataSet, **changes: Any) -> Partition:
-    """How a set is divided unless something else is asked for: by its committed list where it has one."""
-    return replace(committed_lists(known.name), **changes)
 
 
 def _head(
@@ -124,7 +121,7 @@ def _head(
         "name": known.name,
         "description": known.title,
         "publisher": known.page,
-        "licence": known.stated_licence,
+        "licence": found.licence or known.stated_licence,
         "target": target,
         "source": source.name,
         "structures": list(scheme.structures),

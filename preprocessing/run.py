@@ -14,7 +14,7 @@ from typing import Any
 from adaptmedseg.preprocessing.case import Reader, SourceCase
 from adaptmedseg.preprocessing.reading import source_record
 from adaptmedseg.preprocessing.resume import Unfinished, case_key
-from adaptmedseg.preprocessing.split import Partition, divide
+from adaptmedseg.preprocessing.split import Partition, description, divide
 
 from adaptmedseg.data.labelled import Absent, annotated_structures
 from adaptmedseg.data.labels import LabelScheme
@@ -95,7 +95,15 @@ def prepare_plan(
         shown = [problem.replace(str(plan.root), plan.source.name) for problem in left_out]
         numbers = {place["fold"] for place in division.values()} - {None}
         folds = len(numbers) or None
-        return {**plan.head, "folds": folds, "modalities": modalities, "left_out": shown, "cases": entries}
+        how = description(plan.cases, plan.partition)
+        return {
+            **plan.head,
+            "division": how,
+            "folds": folds,
+            "modalities": modalities,
+            "left_out": shown,
+            "cases": entries,
+        }
 
     try:
         dataset = write_prepared(out, write_cases, overwrite=overwrite)

@@ -68,6 +68,22 @@ def divide(cases: Sequence[SourceCase], partition: Partition) -> dict[str, dict[
     }
 
 
+def description(cases: Sequence[SourceCase], partition: Partition) -> str:
+    """How `divide` divides these cases, in words for the manifest."""
+    if partition.left_out_site is not None:
+        return f"tested on the site {partition.left_out_site}, seed {partition.seed}"
+    if partition.by_site:
+        return "one fold a site"
+    if partition.folds is not None:
+        return f"{partition.folds} folds by patient, seed {partition.seed}"
+    if partition.committed is not None:
+        return "committed list"
+    if partition.published and any(case.split for case in cases):
+        return f"the publisher's split, validation by seed {partition.seed}"
+    shares = f"{partition.test_fraction:g} test and {partition.val_fraction:g} validation"
+    return f"{shares} of the patients, seed {partition.seed}"
+
+
 def patient_of(case_id: str, pattern: str | None) -> str:
     """The patient that a case belongs to.
 

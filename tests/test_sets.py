@@ -108,6 +108,7 @@ def test_saml_keeps_sites_and_both_spellings(tmp_path: Path) -> None:
         train, test = dataset.fold(fold)
         assert {case.site for case in test} == {dataset.sites[fold]}
         assert not {case.site for case in train} & {case.site for case in test}
+    assert dataset.manifest["division"] == "one fold a site"
     left = prepared("saml", tmp_path, partition=Partition(val_fraction=0.2, left_out_site="hk"))
     assert {case.site for case in left.cases("test")} == {"HK"}
     assert left.cases("val")

@@ -15,9 +15,10 @@ from adaptmedseg.data.download import cache_folder
 from adaptmedseg.data.labelled import Absent
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.errors import UserError
+from adaptmedseg.preprocessing.committed import committed_lists
 from adaptmedseg.preprocessing.fetch import by_hand, fetch_set
 from adaptmedseg.preprocessing.folder import prepare_folder
-from adaptmedseg.preprocessing.known import default_partition, known_set, prepare_set
+from adaptmedseg.preprocessing.known import known_set, prepare_set
 from adaptmedseg.preprocessing.sets import KNOWN
 from adaptmedseg.preprocessing.split import Partition
 
@@ -212,7 +213,7 @@ def _partition(
     seed: int | None,
 ) -> Partition:
     """The set's own lists, unless an option asks for something else."""
-    own = default_partition(known_set(name))
+    own = committed_lists(name)
     test, val = shares
     if seed is not None or test is not None or val is not None:
         test, val = TEST_FRACTION if test is None else test, VAL_FRACTION if val is None else val

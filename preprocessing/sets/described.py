@@ -38,6 +38,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def stated_licence(described: Mapping[str, Any]) -> str:
+    """The licence that a description states, in either spelling; empty where it states none."""
+    return str(described.get("licence") or described.get("license") or "")
+
+
 def channels(described: Mapping[str, Any]) -> dict[int, tuple[str, str]]:
     """Channel number to contrast (a word of lower case) and modality (a registry name).
 

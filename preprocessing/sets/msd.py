@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from adaptmedseg.preprocessing.case import Cases, SourceCase
-from adaptmedseg.preprocessing.sets.described import channels, description
+from adaptmedseg.preprocessing.sets.described import channels, description, stated_licence
 from adaptmedseg.preprocessing.sets.finding import NIFTI, Key, grouped, paired
 from adaptmedseg.preprocessing.sets.model import DataSet
 from adaptmedseg.preprocessing.split import patient_of
@@ -30,6 +30,7 @@ def find(root: Path, target: str) -> Cases:
     found = paired(by_channel, grouped(folder, r"labelsTr/([^/]+?)" + NIFTI), make, label_key=lambda key: key[:1])
     found.problems = list(dict.fromkeys(found.problems))
     found.labels = described.get("labels")
+    found.licence = stated_licence(described)
     return found
 
 

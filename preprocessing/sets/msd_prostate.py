@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from adaptmedseg.preprocessing.case import Cases, SourceCase
+from adaptmedseg.preprocessing.sets.described import read_json, stated_licence
 from adaptmedseg.preprocessing.sets.finding import NIFTI, Key, grouped, paired, visible_files
 from adaptmedseg.preprocessing.sets.model import DataSet, Download
 
@@ -40,19 +40,14 @@ def find(root: Path, target: str) -> Cases:
     found = paired(by_channel, labels, make, label_key=lambda key: key[:1])
     found.problems = list(dict.fromkeys(found.problems))
     found.labels = description.get("labels")
+    found.licence = stated_licence(description)
     return found
 
 
 def _description(root: Path) -> dict:
     """The set's dataset.json, empty where there is none."""
     path = next((path for path in visible_files(root) if path.name == "dataset.json"), None)
-    if path is None:
-        return {}
-    try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); repair it or move it away.") from error
-    return description if isinstance(description, dict) else {}
+    return read_json(path) if path else {}
 
 
 def _channel_order(description: dict) -> list[str]:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaptmedseg.preprocessing.case import CaseData, Cases, SourceCase
-from adaptmedseg.preprocessing.reading import read_pair
-from adaptmedseg.preprocessing.sets.described import channels, description
+from adaptmedseg.preprocessing.case import Cases, SourceCase
+from adaptmedseg.preprocessing.sets.described import channels, description, stated_licence
 from adaptmedseg.preprocessing.sets.finding import Key, grouped, paired
 from adaptmedseg.preprocessing.sets.model import DataSet
 from adaptmedseg.preprocessing.split import patient_of
-
-from adaptmedseg.data.labels import LabelScheme
 
 _VOLUME = r"(?:\.nii(?:\.gz)?|\.nrrd|\.mha)"
 
@@ -39,12 +36,8 @@ def find(root: Path, target: str) -> Cases:
     found.problems = list(dict.fromkeys(found.problems))
     stated = described.get("labels")
     found.labels = {name: value for name, value in (stated or {}).items() if name.lower() != "ignore"}
+    found.licence = stated_licence(described)
     return found
-
-
-def read(case: SourceCase, scheme: LabelScheme) -> CaseData:
-    """As `read_pair`. Raises UserError also where the ignore label occurs."""
-    return read_pair(case, scheme)
 
 
 SET = DataSet(
@@ -53,7 +46,6 @@ SET = DataSet(
     page="its own dataset.json",
     layout="DatasetNNN_Name/{imagesTr/CASE_0000.nii.gz,labelsTr/CASE.nii.gz,dataset.json}",
     find=find,
-    read=read,
     needs=r"imagesTr/|labelsTr/|dataset\.json$",
     licence="as its dataset.json or its publisher states",
     login="nothing: it is the user's own folder",
