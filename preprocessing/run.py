@@ -81,7 +81,11 @@ def prepare_plan(
     """
     unfinished = Unfinished(out)
 
+    begun = False  # until then another run may own the unfinished work
+
     def write_cases(partial: Path) -> dict[str, Any]:
+        nonlocal begun
+        begun = True
         with open_plan(unfinished) as plan, _telling_of_a_full_disk(out, unfinished):
             division = divide(plan.cases, plan.partition) if plan.cases else {}
             results = _run(plan, unfinished, workers, progress)
@@ -108,7 +112,8 @@ def prepare_plan(
     try:
         dataset = write_prepared(out, write_cases, overwrite=overwrite)
     except BaseException:
-        unfinished.close(keep=True)
+        if begun:
+            unfinished.close(keep=True)
         raise
     unfinished.close(keep=False)
     return dataset

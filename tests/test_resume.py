@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -104,6 +105,18 @@ def test_a_case_that_changed_meanwhile_is_made_anew(tmp_path: Path, monkeypatch:
     assert {"Case00", "Case02"} <= set(written) <= {"Case00", "Case02", "Case03"}  # Case01 is kept
     fresh = prepare_set("promise12", tmp_path / "in", tmp_path / "fresh")
     assert content(out) == content(fresh.folder)
+
+
+def test_a_second_start_leaves_the_first_ones_work_alone(tmp_path: Path) -> None:
+    LAYOUTS["promise12"](tmp_path / "in")
+    partial, working = tmp_path / "out.partial", tmp_path / "out.unfinished" / "new" / "Case00"
+    partial.mkdir()
+    working.mkdir(parents=True)
+    (partial / ".writing").write_text(f"{socket.gethostname()} {os.getpid()}")
+    outcome = call("prepare", "promise12", "--source", tmp_path / "in", "--out", tmp_path / "out")
+    assert outcome.code == 2
+    assert "is being written by process" in outcome.err
+    assert working.is_dir()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on file sizes")
