@@ -174,12 +174,12 @@ def _leave_out(cases: Sequence[SourceCase], strata: Strata, partition: Partition
         raise UserError(
             f"No case is of the site {partition.left_out_site!r}; the sites are {', '.join(sites.values())}."
         )
-    test = {case.patient for case in cases if case.site == site}
+    test: dict[str, Split] = dict.fromkeys((case.patient for case in cases if case.site == site), "test")
     others = {patient: stratum for patient, stratum in strata.items() if patient not in test}
     if not others:
         raise UserError(f"All cases are of the site {site!r}, so that none is left to train on; choose another split.")
     rest = split_patients(others, test_fraction=0, val_fraction=partition.val_fraction, seed=partition.seed)
-    return {**dict.fromkeys(test, "test"), **rest}
+    return {**test, **rest}
 
 
 def _folds(cases: Sequence[SourceCase], strata: Strata, partition: Partition) -> Mapping[str, int]:

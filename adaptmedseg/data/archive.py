@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -116,7 +117,7 @@ def _zip_members(archive: Path, file: zipfile.ZipFile) -> Iterator[_Member]:
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
             raise _link(archive, info.filename)
-        yield _Member(info.filename, info.file_size, lambda info=info: file.open(info))  # type: ignore[misc]
+        yield _Member(info.filename, info.file_size, partial(file.open, info))
 
 
 def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
@@ -127,7 +128,13 @@ def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
             raise _link(archive, info.name)
         if not info.isfile():
             raise UserError(f"{archive} is unsafe: its entry {info.name!r} is a device; do not use this archive.")
-        yield _Member(info.name, info.size, lambda info=info: tar.extractfile(info))  # type: ignore[misc]
+        yield _Member(info.name, info.size, partial(_tar_stream, tar, info))
+
+
+def _tar_stream(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    stream = tar.extractfile(info)
+    assert stream is not None  # as it is a file
+    return stream
 
 
 def _extract(archive: Path, members: list[_Member] | Iterator[_Member], folder: Path, wanted: Wanted) -> None:
@@ -174,10 +181,10 @@ def _check_size(archive: Path, needed: int, folder: Path, being_written: int | N
 
 def _write(archive: Path, member: _Member, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".partial")
+    unfinished = target.with_name(target.name + ".partial")
     written = 0
     try:
-        with member.open() as source, partial.open("wb") as file:
+        with member.open() as source, unfinished.open("wb") as file:
             while chunk := source.read(_CHUNK):
                 written += len(chunk)
                 if written > member.size:
@@ -185,9 +192,9 @@ def _write(archive: Path, member: _Member, target: Path) -> None:
                 file.write(chunk)
         if written < member.size:
             raise EOFError(f"{member.name} ends early")
-        os.replace(partial, target)
+        os.replace(unfinished, target)
     finally:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 def _link(archive: Path, name: str) -> UserError:

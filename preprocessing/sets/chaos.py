@@ -9,7 +9,7 @@ import numpy as np
 import SimpleITK
 from adaptmedseg.preprocessing.case import CaseData, Cases, SourceCase
 from adaptmedseg.preprocessing.reading import labelled
-from adaptmedseg.preprocessing.sets.finding import Key, grouped, paired
+from adaptmedseg.preprocessing.sets.finding import Grouped, Key, grouped, paired
 from adaptmedseg.preprocessing.sets.model import DataSet, zenodo, zenodo_record
 
 from adaptmedseg.data.dicom import read_stack
@@ -41,7 +41,8 @@ def find(root: Path, target: str) -> Cases:
             f"{patient}-{contrast}", image, label, patient, _CONTRASTS[contrast], site="DEU", contrast=contrast
         )
 
-    images, labels = {}, {}
+    images: Grouped = {}
+    labels: Grouped = {}
     for contrast in _CONTRASTS:
         for table, patterns in ((images, _FOLDERS), (labels, _GROUND)):
             for (number,), files in grouped(root, patterns[contrast]).items():
