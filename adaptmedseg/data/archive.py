@@ -129,6 +129,11 @@ def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
         if not info.isfile():
             raise UserError(f"{archive} is unsafe: its entry {info.name!r} is a device; do not use this archive.")
         yield _Member(info.name, info.size, partial(_tar_stream, tar, info))
+    if archive.name.lower().endswith(".tar"):  # packed ones check their own end; here tarfile takes any end for the end
+        with archive.open("rb") as file:
+            file.seek(tar.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise EOFError("it ends early")
 
 
 def _tar_stream(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
