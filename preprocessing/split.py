@@ -119,7 +119,7 @@ def split_patients(
 
     Args:
         patients: names, or a mapping from names to strata (site and modality): each stratum then gives each split its
-            share, to within two patients.
+            share, to within three patients.
         test_fraction, val_fraction: shares of the patients.
         seed: of the order in which patients are taken.
 
