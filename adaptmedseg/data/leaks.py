@@ -14,8 +14,8 @@ from adaptmedseg.data.registry import default_registry
 from adaptmedseg.data.similarity import Signature, signature, similarity
 from adaptmedseg.errors import UserError
 
-# Measured on prostate MRI (docs/datasets.md): copies that were cut, resampled or changed in contrast stay above, scans of
-# different people below.
+# Measured on prostate MRI (docs/datasets.md): copies that were cut, resampled or changed in contrast stay above, scans
+# of different people below.
 THRESHOLD = 0.75
 Kind = Literal["same file", "near duplicate"]
 
