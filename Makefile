@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
 FOLDS ?= 0 1 2 3 4
-MINUTES ?= 3.3
-CT_MINUTES ?= 5
+MINUTES ?= 3.5
+CT_MINUTES ?= 4
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test test-slow lint format base real clean
@@ -46,7 +46,7 @@ base: $(VENV)/installed  ## train the small base anew on CT phantoms: hours on t
 	$(BIN)/adaptmedseg train base_small --data runs/base/prepared --out runs/base/run
 	$(BIN)/python -m adaptmedseg.checkpoints.ship runs/base/run
 
-# Real volumes: the base trained on with head-and-neck CT, then adapted to prostate MRI, five folds, a U-Net beside it.
+# Real volumes: the base trained on with head-and-neck CT, with phantoms among it lest it forget the pelvis, then adapted to prostate MRI, five folds, a U-Net beside it.
 real: $(VENV)/installed
 	rm -rf runs/real
 	$(BIN)/adaptmedseg prepare $(DATA)/openkbp-ct --out runs/real/openkbp --name openkbp --modality CT \
@@ -54,7 +54,11 @@ real: $(VENV)/installed
 		--label 5=esophagus --label 6=larynx --label 7=mandible --test-fraction 0.3 --val-fraction 0
 	$(BIN)/adaptmedseg prepare $(DATA)/promise12/training_data.zip --out runs/real/promise12 --name promise12 \
 		--modality "T2 MRI" --label 1=prostate --folds 5
-	$(BIN)/adaptmedseg train openkbp --data runs/real/openkbp --out runs/real/ct_base budget.minutes=$(CT_MINUTES)
+	$(BIN)/python -m adaptmedseg.phantoms --out runs/real/phantoms --count 48 --modality CT --seed 9000 --workers 2
+	$(BIN)/adaptmedseg prepare runs/real/phantoms --out runs/real/rehearsal --name ct_phantoms --label 1+2=prostate \
+		--test-fraction 0 --val-fraction 0 --workers 2
+	$(BIN)/adaptmedseg train openkbp --data runs/real/openkbp --data runs/real/rehearsal --out runs/real/ct_base \
+		budget.minutes=$(CT_MINUTES)
 	for fold in $(FOLDS); do \
 		$(BIN)/adaptmedseg train prostate --base runs/real/ct_base --data runs/real/promise12 --fold $$fold \
 			--out runs/real/adapted$$fold budget.minutes=$(MINUTES) && \

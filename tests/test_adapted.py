@@ -137,11 +137,12 @@ def test_gradients_reach_all_trained_tensors_and_nothing_else(tiny_base: SegVol)
     perturb(trained)  # at the start the layers behind a zero layer get none
     prompts = text_prompts([["prostate", "pancreas"], ["liver", "spleen"]], [MR, OTHER_MR])
     model(views(2, tiny_base), prompts).square().mean().backward()
-    silent = [name for name, p in trained.items() if p.grad is None or not p.grad.abs().max() > 0]
+    asked = {name: p for name, p in trained.items() if "modality_head" not in name}  # which has a loss of its own
+    silent = [name for name, p in asked.items() if p.grad is None or not p.grad.abs().max() > 0]
     assert silent == []
     assert [name for name, p in model.named_parameters() if name in base_names and p.grad is not None] == []
     rows = model.priors.pool.task_prior.grad.abs().amax(1)  # type: ignore[union-attr]
-    assert (rows > 0).all()
+    assert (rows > 0).tolist() == [True, True, True, False]  # nothing sees the null token
 
 
 def test_the_first_step_leaves_the_start(tiny_base: SegVol) -> None:

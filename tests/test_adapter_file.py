@@ -253,7 +253,7 @@ def test_a_second_file_is_put_beside_the_first(file: Path, tiny_base: SegVol, ti
         assert torch.equal(answer(model, tiny_base), alone)
     with model.adapters.enabled(["other"]):
         assert torch.equal(answer(model, tiny_base), answer(other, tiny_base))
-    with pytest.raises(UserError, match="'mine': has context priors"):
+    with pytest.raises(UserError, match="'mine': has tokens"):
         add_from_file(file, load_adapter(second, fresh_base(tiny_config)))
     with pytest.raises(UserError, match="was trained on a base with hash"):
         add_from_file(second, adapted(fresh_base(tiny_config, 9), one_kind("lora")))

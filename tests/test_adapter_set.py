@@ -165,7 +165,7 @@ def test_priors_have_no_scale_between_and_belong_to_the_first(tiny_base: SegVol)
         model.set_scale("adapter", 0.5)
     model.set_scale("adapter", 0)
     assert torch.equal(answer(model, tiny_base), plain)
-    with pytest.raises(UserError, match="'more': has context priors"):
+    with pytest.raises(UserError, match="'more': has tokens"):
         model.add_adapter("more", with_priors, [MR])
 
 

@@ -28,8 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "training": {*FILES, "data"},
     "inference": {*FILES, "data", "training"},
     "evaluation": {*FILES, "data", "training", "inference"},
-    "bench": {*FILES, "data", "inference"},
-    "cli": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms", "bench"},
+    "bench": {*FILES, "data", "inference", "preprocessing"},
+    "doctor": {*FILES, "data", "training", "inference", "evaluation"},
+    "cli": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms", "bench", "doctor"},
 }
 OWNERS = {
     "nibabel": {"data", "preprocessing", "phantoms"},

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from adaptmedseg.data.check import CheckReport, check_folder, print_report
+from adaptmedseg.data.check import check_folder
+from adaptmedseg.data.check_result import CheckReport
+from adaptmedseg.doctor.console import print_report
 from adaptmedseg.errors import UserError
 
 DATA = Path(os.environ.get("ADAPTMEDSEG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

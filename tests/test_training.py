@@ -30,6 +30,7 @@ from adaptmedseg.training.config import (
     load_config,
 )
 from adaptmedseg.training.losses import bce_loss, dice_loss, segmentation_loss, target_on_map
+from adaptmedseg.training.muon import BatchedMuon
 from adaptmedseg.training.sampling import Batch, BatchStream
 from adaptmedseg.training.simulate import box_of, simulate_boxes, simulate_points
 from adaptmedseg.training.trainer import Trainer, WeightAverage, build_optimisers, learning_rate_factor
@@ -145,7 +146,7 @@ def test_only_matrices_decay(matrices: Literal["muon", "adamw"]) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(1, 4), nn.Linear(4, 2))
     model[3].requires_grad_(False)
     optimisers = build_optimisers(model, OptimiserConfig(matrices=matrices, weight_decay=0.3))
-    assert isinstance(optimisers[0], torch.optim.Muon) == (matrices == "muon")
+    assert isinstance(optimisers[0], BatchedMuon) == (matrices == "muon")
     decaying, rest = (dict[str, Any](group) for optimiser in optimisers for group in optimiser.param_groups)
     assert (decaying["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
     assert [p.shape for p in decaying["params"]] == [(4, 3)]

@@ -28,7 +28,7 @@ from adaptmedseg.inference.precision import hold_products_in_bf16
 from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.inference.settings import InferenceSettings
-from adaptmedseg.models.prompts import Prompts, StructurePrompt
+from adaptmedseg.models.prompts import NO_UPDATE, Prompts, StructurePrompt, TaskUpdate
 from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, SegVolConfig, Size3
 from adaptmedseg.modules import vit
 
@@ -79,9 +79,9 @@ class Counting(SegVol):
         self.views += len(image)
         return super().embed(image, modalities)
 
-    def segment(self, embedding: Tensor, prompts: Prompts, prototypes: Tensor | None = None) -> Tensor:
+    def segment(self, embedding: Tensor, prompts: Prompts, update: TaskUpdate = NO_UPDATE) -> Tensor:
         self.decodings += len(prompts)
-        logits = super().segment(embedding, prompts, prototypes).float()
+        logits = super().segment(embedding, prompts, update).float()
         shift = torch.tensor([self.shift.get(name, 0.0) for name in prompts.structures], device=logits.device)
         return logits - shift[:, None, None, None]
 

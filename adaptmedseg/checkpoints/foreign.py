@@ -34,13 +34,13 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: no such file; give a checkpoint file or a known name") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a checkpoint file") from None
+    if head[8:] == b"{":  # first, for the length of the header before it may begin as a pickle does
+        return _read_safetensors(path)
     if head.startswith(ZIP):
         _check_sums(path)
         return _tensors(path, _load(path, mapped=True))
     if head.startswith(PICKLE):
         return _tensors(path, _load(path, mapped=False))
-    if head[8:] == b"{":
-        return _read_safetensors(path)
     raise UserError(f"{path}: is no checkpoint, neither PyTorch's nor safetensors; give the publisher's file")
 
 
@@ -48,9 +48,11 @@ def is_pytorch(path: Path) -> bool:
     """Whether a file begins as PyTorch's checkpoints do."""
     try:
         with path.open("rb") as file:
-            return file.read(4).startswith((ZIP, PICKLE))
+            head = file.read(9)
     except OSError:
         return False
+    # A safetensors file begins with the length of its header, whose first byte may be that of a pickle.
+    return head.startswith((ZIP, PICKLE)) and head[8:] != b"{"
 
 
 def _check_sums(path: Path) -> None:

@@ -1,22 +1,20 @@
 """`adaptmedseg bench`: what things cost on this machine."""
 
+from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
 
+from adaptmedseg.bench.data import CROP, ORGANS, DataFigures, bench_generated, bench_source
 from adaptmedseg.bench.inference import SIZES, STRUCTURES, BenchResult, BenchSettings, Way, run_bench
-from adaptmedseg.cli.common import Device, console
+from adaptmedseg.bench.priors import measure_passes
+from adaptmedseg.cli.common import Device, console, named_pairs
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
 
 app = typer.Typer(help="Measure speed and memory on this machine.", no_args_is_help=True, rich_markup_mode=None)
 WAYS: tuple[Way, ...] = ("plain", "shared", "ours")
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `inference` a subcommand, for more are to come."""
 
 
 @app.command()
@@ -47,6 +45,75 @@ def inference(
     result = run_bench(settings, chosen, lambda text: console.print(text, style="dim"))
     for line in report(result):
         print(line)
+
+
+@app.command()
+def priors(
+    size: Annotated[str, typer.Option(help=f"Size of the model: {' or '.join(SIZES)}.")] = "released",
+    tasks: Annotated[int, typer.Option(help="Tasks asked of one image.", min=1)] = 8,
+    bf16: Annotated[bool, typer.Option("--bf16/--float32", help="Number format of matrix products.")] = True,
+    device: Device = "auto",
+) -> None:
+    """Time all tasks of an image in one pass against one pass a task; weights are random.
+
+    \b
+    Examples:
+      adaptmedseg bench priors
+      adaptmedseg bench priors --size small --tasks 20
+    """
+    if size not in SIZES:
+        raise UserError(f"--size {size}: choose one of {', '.join(SIZES)}")
+    chosen = str(pick_device(device))
+    result = measure_passes(size, tasks, chosen, bf16=bf16)
+    kind = "bf16" if bf16 else "float32"
+    print(
+        f"{tasks} tasks, model size {size}, {kind}, {chosen}, {torch.get_num_threads()} threads: one pass "
+        f"{result.one_pass:.3f} s, {tasks} passes {result.passes:.3f} s, {result.ratio:.2f} times faster "
+        f"({result.ratio / tasks:.2f} of {tasks}); logits differ by {result.difference:.2g}"
+    )
+
+
+@app.command()
+def data(
+    source: Annotated[Path | None, typer.Option(help="Folder or .zip to prepare, such as PROMISE12's archive.")] = None,
+    modality: Annotated[str, typer.Option(help="Of the source's images.")] = "T2 MRI",
+    label: Annotated[list[str], typer.Option("--label", help="Of the source, 1=NAME.")] = ["1=prostate"],  # noqa: B006
+    workers: Annotated[int, typer.Option(help="Processes that prepare.", min=1)] = 2,
+    shape: Annotated[str, typer.Option(help="Voxels of the generated volume, d,h,w.")] = "96,384,384",
+    structures: Annotated[int, typer.Option(help="Structures in it.", min=1, max=len(ORGANS))] = len(ORGANS),
+) -> None:
+    """Time preparing and random crops, and weigh what lies on disk, against whole .npy volumes with sparse masks.
+
+    \b
+    Examples:
+      adaptmedseg bench data
+      adaptmedseg bench data --source training_data.zip
+    """
+    size = parse_shape(shape)
+    if source is not None:
+        for line in data_report(str(source), bench_source(source, modality, named_pairs(label, "--label"), workers)):
+            print(line)
+    for line in data_report("generated", bench_generated(size, structures)):
+        print(line)
+
+
+def data_report(name: str, found: DataFigures) -> list[str]:
+    """The figures as lines of text."""
+    sizes = "×".join(map(str, found.shape))
+    lines = [f"{name}: {found.cases} cases, the first of {sizes} voxels, {found.structures} structures"]
+    if found.plain_prepare is not None and found.our_prepare is not None:
+        ratio = found.plain_prepare / found.our_prepare
+        lines.append(
+            f"preparing: {found.our_prepare:.2f} s, plainly {found.plain_prepare:.2f} s, {ratio:.1f} times as fast"
+        )
+    lines.append(
+        f"crops of {'×'.join(map(str, CROP))}: {1 / found.our_crop:.0f} a second, plainly {1 / found.plain_crop:.1f}, "
+        f"{found.plain_crop / found.our_crop:.1f} times as many"
+    )
+    share = found.our_bytes / found.plain_bytes
+    lines.append(f"disk: {found.our_bytes / 1e6:.1f} MB, plainly {found.plain_bytes / 1e6:.1f} MB, {share:.0%}")
+    lines.append(f"largest difference of a normalised voxel: {found.difference:.1e}")
+    return lines
 
 
 def parse_shape(text: str) -> tuple[int, int, int]:

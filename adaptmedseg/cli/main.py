@@ -50,21 +50,37 @@ def _main(
 
 
 def _register() -> None:
-    from adaptmedseg.cli import adapters, bench, demo, evaluate, leaks, predict, prepare, train, weights
+    from adaptmedseg.cli import (
+        adapters,
+        bench,
+        check,
+        demo,
+        evaluate,
+        export,
+        leaks,
+        predict,
+        prepare,
+        tokens,
+        train,
+        weights,
+    )
 
     commands: list[Callable[..., None]] = [
         demo.demo,
         prepare.prepare,
-        prepare.check,
         prepare.sets,
         leaks.leaks,
+        check.check,
         train.train,
         evaluate.evaluate,
         predict.predict,
         evaluate.report,
+        export.export,
     ]
     for command in commands:
         app.command()(command)
+    for command in (tokens.tokens, tokens.probe):
+        adapters.app.command()(command)
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(weights.app, name="weights")
     app.add_typer(bench.app, name="bench")

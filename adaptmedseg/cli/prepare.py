@@ -1,4 +1,4 @@
-"""`adaptmedseg prepare`, `check` and `sets`: from a published set or a user's folder to a prepared data set."""
+"""`adaptmedseg prepare` and `sets`: from a published set or a user's folder to a prepared data set."""
 
 import re
 from collections.abc import Mapping
@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 
 from adaptmedseg.cli.common import bar, named_pairs, split_names
-from adaptmedseg.data.check import check_folder, print_report
 from adaptmedseg.data.download import cache_folder
 from adaptmedseg.data.labelled import Absent
 from adaptmedseg.data.prepared import PreparedDataset
@@ -271,39 +269,5 @@ def _sum_up(out: Path, dataset: PreparedDataset, source: Path) -> None:
         raise typer.Exit(1)
 
 
-def check(
-    source: Source,
-    modality: ModalityName = None,
-    label: Label = [],  # noqa: B006
-    images: Images = None,
-    labels: LabelFolder = None,
-    channel: Channel = None,
-    new_structure: NewStructure = [],  # noqa: B006
-    absent: AbsentMeans = "unannotated",
-    skip_unlabelled: SkipUnlabelled = False,
-) -> None:
-    """Look at a folder of images and labels before preparing it; exit code 1 where `prepare` would refuse it.
-
-    \b
-    Example:
-      adaptmedseg check my_mri --modality "T2 MRI" --label 1=prostate
-    """
-    with bar("checking") as progress:
-        report = check_folder(
-            source,
-            modality=modality,
-            labels=dict(named_pairs(label, "--label")),
-            images=images,
-            label_folder=labels,
-            channel=channel,
-            new_structures=new_structure,
-            absent=_absent(absent),
-            skip_unlabelled=skip_unlabelled,
-            progress=progress,
-        )
-    print_report(report, Console())
-    raise typer.Exit(report.exit_code)
-
-
 def _absent(value: str) -> Absent:
-    return cast(Absent, value)  # prepare_folder and check_folder refuse a wrong value themselves
+    return cast(Absent, value)  # prepare_folder refuses a wrong value itself

@@ -9,7 +9,7 @@ import typer
 from torch import nn
 
 from adaptmedseg.adapters.counts import count_parameters
-from adaptmedseg.cli.common import Device, config_path, parse_overrides, training_bar
+from adaptmedseg.cli.common import Device, config_path, console, parse_overrides, training_bar
 from adaptmedseg.data.leaks import refuse_leaks
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.device import pick_device
@@ -39,6 +39,7 @@ def train(
     Examples:
       adaptmedseg train adapt --data prepared/my_mri --out runs/my_mri
       adaptmedseg train adapt --data prepared/my_mri --out runs/long budget.minutes=30
+      adaptmedseg train grow --data prepared/more --out runs/more grow.adapter=runs/my_mri 'grow.tasks={uterus: fresh}'
       adaptmedseg train prostate --data prepared/promise12 --fold 0 --out runs/fold0
     """
     changes = parse_overrides(overrides or [])
@@ -51,13 +52,15 @@ def train(
     chosen = pick_device(device)
     with training_bar(f"training {settings.name}") as progress:
         model, result = run_training(settings, out, chosen, validate=validator(settings, chosen), progress=progress)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    for note in result.notes:
+        console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     if isinstance(model, AdaptedSegVol):
         for count in count_parameters(model.trained_tensors()):
-            print(f"{count.kind} in {count.part}: {count.parameters:,} trained parameters")
+            print(f"{count.kind} in {count.part}: {count.parameters:,} parameters")
     size = (out / "model.safetensors").stat().st_size / 1e6
     print(
-        f"{out}: {result.steps} steps in {result.minutes:.1f} min, {trained:,} trained parameters, file {size:.1f} MB"
+        f"{out}: {result.steps} steps in {result.minutes:.1f} min, {result.trained:,} trained parameters, "
+        f"file {size:.1f} MB"
     )
 
 

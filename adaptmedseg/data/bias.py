@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import SimpleITK
-import torch
-import torch.nn.functional as F
+
+from adaptmedseg.data.coarse import block_means, refine
 
 COARSE = 32  # voxels an axis on which the field is estimated; a bias field is smooth
 _ITERATIONS = (20, 20)
@@ -25,15 +25,13 @@ def correct_bias(image: np.ndarray, spacing: tuple[float, float, float]) -> np.n
     low = np.float32(image.min())
     signal = image.astype(np.float32) - low
     signal += np.float32(_FLOOR) * signal.max()
-    field = _log_field(signal, spacing)
-    whole = F.interpolate(torch.from_numpy(field)[None, None], size=image.shape, mode="trilinear", align_corners=False)
-    return signal * np.exp(-whole[0, 0].numpy()) + low
+    return signal * np.exp(-refine(_log_field(signal, spacing), signal.shape)) + low
 
 
 def _log_field(signal: np.ndarray, spacing: tuple[float, float, float]) -> np.ndarray:
     """The logarithm of the bias field of a positive image, on a coarse grid over the same field of view."""
     size = tuple(min(COARSE, n) for n in signal.shape)
-    averaged = F.interpolate(torch.from_numpy(signal)[None, None], size=size, mode="area")[0, 0].numpy()
+    averaged = block_means(signal, size)
     coarse = SimpleITK.GetImageFromArray(averaged)
     coarse.SetSpacing([mm * n / m for mm, n, m in zip(spacing, signal.shape, size, strict=True)][::-1])
     corrector = SimpleITK.N4BiasFieldCorrectionImageFilter()

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from adaptmedseg.data.archive import opened_source
+from adaptmedseg.data.check_result import CaseCheck, CheckReport
+from adaptmedseg.data.cohort import compare_cases, fingerprint
 from adaptmedseg.data.discover import Pair, find_pairs
 from adaptmedseg.data.files import file_sha256
+from adaptmedseg.data.intensity import IntensityStatistics, intensity_statistics
 from adaptmedseg.data.labelled import Absent, LabelledVolume, modality_of, read_labelled
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
-from adaptmedseg.data.normalise import Crop, crop_slices, foreground_of
+from adaptmedseg.data.normalise import SEGVOL, Crop, crop_slices, foreground_of
 from adaptmedseg.data.registry import Family, Registry, default_registry
 from adaptmedseg.errors import UserError
 
@@ -27,45 +27,7 @@ _LOWEST_MR = -50.0
 _HIGHEST_AIR_HU = -200.0
 
 
-@dataclass(frozen=True)
-class CaseCheck:
-    """What one case is and what is wrong with it.
-
-    Shape and spacing (mm) in the order d, h, w, the file's orientation letters, the range of intensities, the volume of
-    every annotated structure in ml, errors that `prepare` refuses, and warnings worth a look.
-    """
-
-    id: str
-    shape: tuple[int, ...] | None = None
-    spacing: tuple[float, float, float] | None = None
-    orientation: str = ""
-    intensities: tuple[float, float] | None = None
-    volumes_ml: dict[str, float] = field(default_factory=dict)
-    errors: tuple[str, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CheckReport:
-    """All cases of a folder, and the errors that belong to no single case."""
-
-    cases: tuple[CaseCheck, ...]
-    folder_errors: tuple[str, ...] = ()
-
-    @property
-    def errors(self) -> tuple[str, ...]:
-        """Every error, the folder's first."""
-        return (*self.folder_errors, *(error for case in self.cases for error in case.errors))
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """Every warning."""
-        return tuple(warning for case in self.cases for warning in case.warnings)
-
-    @property
-    def exit_code(self) -> int:
-        """0 where `prepare` would accept the folder, else 1."""
-        return 1 if self.errors else 0
+OnCase = Callable[[CaseCheck, LabelledVolume, Mapping[str, np.ndarray]], None]
 
 
 def check_folder(
@@ -80,8 +42,11 @@ def check_folder(
     absent: Absent = "unannotated",
     skip_unlabelled: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    on_case: OnCase | None = None,
 ) -> CheckReport:
     """Read every case of a folder or .zip and report on it; writes nothing.
+
+    `on_case` is called with every readable case's report, its volumes and its masks while they are in memory.
 
     The arguments mean what they mean in `adaptmedseg.preprocessing.folder.prepare_folder`. Without any label names,
     volumes are told by label value; without a modality, intensities are not judged.
@@ -98,72 +63,62 @@ def check_folder(
         family = modality_of(modality, found.description, channel, registry).family if stated else None
         cases = []
         for done, pair in enumerate(found.pairs, start=1):
-            cases.append(check_case(pair, scheme, family, absent, registry))
+            cases.append(check_case(pair, scheme, family, absent, registry, on_case))
             if progress is not None:
                 progress(done, len(found.pairs))
         problems = [*found.problems, *_duplicates(found.pairs)]
         shown = [problem.replace(str(opened), str(source)) for problem in problems]
-        return CheckReport(tuple(_renamed(case, str(opened), str(source)) for case in cases), tuple(shown))
+        cases = [_renamed(case, str(opened), str(source)) for case in cases]
+    remarks = compare_cases(cases)
+    return CheckReport(
+        tuple(replace(case, warnings=(*case.warnings, *remarks.get(case.id, ()))) for case in cases), tuple(shown)
+    )
 
 
 def check_case(
-    pair: Pair, scheme: LabelScheme | None, family: Family | None, absent: Absent, registry: Registry
+    pair: Pair,
+    scheme: LabelScheme | None,
+    family: Family | None,
+    absent: Absent,
+    registry: Registry,
+    on_case: OnCase | None = None,
 ) -> CaseCheck:
     """Report on one case. `scheme` None tells volumes by label value; `family` None leaves intensities unjudged."""
     try:
         case = read_labelled(pair, scheme, absent)
-        _, crop = foreground_of(case.image)
+        stats, crop = foreground_of(case.image, intensity_statistics)
     except UserError as error:
         return CaseCheck(pair.id, errors=(str(error),))
     masks = _masks(case, scheme, absent)
     voxel_ml = case.image.grid.voxel_ml
-    low, high = float(case.image.data.min()), float(case.image.data.max())
+    low, high = stats.lowest, stats.highest
     warnings = [
         *_header_warnings(case),
         *_intensity_warnings(low, high, family),
+        *_saturated(stats),
         *_clipped(masks),
         *_outside_crop(crop, masks),
         *_doubtful_sides(masks, case.image.spacing, registry if scheme else None),
     ]
-    return CaseCheck(
+    voxels = {name: int(mask.sum()) for name, mask in masks.items()}
+    floor = SEGVOL.curve(stats).x[0]
+    checked = CaseCheck(
         pair.id,
         case.image.data.shape,
         case.image.spacing,
         case.image.grid.codes,
         (low, high),
-        {name: float(mask.sum()) * voxel_ml for name, mask in masks.items()},
+        {name: count * voxel_ml for name, count in voxels.items()},
         warnings=tuple(f"{pair.image}: {warning}" for warning in warnings),
+        statistics=stats,
+        crop=crop,
+        voxels=voxels,
+        darkened={name: float((case.image.data[mask] <= floor).mean()) for name, mask in masks.items() if mask.any()},
+        fingerprint=fingerprint(case.image.data[crop_slices(crop)]),
     )
-
-
-def print_report(report: CheckReport, console: Console) -> None:
-    """Print a table of the cases, then every error and warning."""
-    table = Table("case", "shape (d, h, w)", "spacing (mm)", "axes", "intensities", "volumes (ml)", "state")
-    for case in report.cases:
-        table.add_row(*(escape(cell) for cell in _row(case)))
-    console.print(table)
-    for kind, style, sentences in (("error", "red", report.errors), ("warning", "yellow", report.warnings)):
-        for sentence in sentences:
-            console.print(f"[{style}]{kind}[/{style}]: {escape(sentence)}", soft_wrap=True)
-    bad = sum(bool(case.errors) for case in report.cases)
-    console.print(
-        f"{len(report.cases)} cases, {bad} of them bad; {len(report.errors)} errors, {len(report.warnings)} warnings."
-    )
-
-
-def _row(case: CaseCheck) -> list[str]:
-    state = "error" if case.errors else "warning" if case.warnings else "good"
-    if case.shape is None or case.spacing is None or case.intensities is None:
-        return [case.id, "", "", "", "", "", state]
-    return [
-        case.id,
-        " × ".join(map(str, case.shape)),
-        " × ".join(f"{size:.3g}" for size in case.spacing),
-        case.orientation,
-        f"{case.intensities[0]:.4g} to {case.intensities[1]:.4g}",
-        ", ".join(f"{name} {volume:.1f}" for name, volume in case.volumes_ml.items()),
-        state,
-    ]
+    if on_case is not None:
+        on_case(checked, case, masks)
+    return checked
 
 
 def _masks(case: LabelledVolume, scheme: LabelScheme | None, absent: Absent) -> dict[str, np.ndarray]:
@@ -186,6 +141,13 @@ def _intensity_warnings(low: float, high: float, family: Family | None) -> list[
         return [f"the lowest value is {low:g} where CT has air near -1000 HU; is it CT, and in HU?"]
     if family == "MR" and low < _LOWEST_MR:
         return [f"the lowest value is {low:g} where MR intensities are not negative; is it CT, or rescaled?"]
+    return []
+
+
+def _saturated(stats: IntensityStatistics) -> list[str]:
+    """Bright tissue cut off at one value, as where an export was squeezed into 8 bits."""
+    if stats.volume[99.0] == stats.highest:
+        return [f"one voxel in a hundred or more has the highest value, {stats.highest:g}; bright tissue is cut off"]
     return []
 
 
@@ -241,6 +203,4 @@ def _duplicates(pairs: Sequence[Pair]) -> list[str]:
 def _renamed(case: CaseCheck, old: str, new: str) -> CaseCheck:
     """The case with the user's archive in its sentences where files were read from a temporary folder."""
     errors, warnings = (tuple(text.replace(old, new) for text in texts) for texts in (case.errors, case.warnings))
-    return CaseCheck(
-        case.id, case.shape, case.spacing, case.orientation, case.intensities, case.volumes_ml, errors, warnings
-    )
+    return replace(case, errors=errors, warnings=warnings)

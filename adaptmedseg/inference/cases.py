@@ -217,6 +217,9 @@ class CaseRunner:
         tag = volume.modality_tag
         if tag in ("CT", "MR") and tag != self.modality.family:
             said.append(f"the DICOM series says that it is {tag}, and --modality says {self.modality.name}")
+        doubt = self.predictor.modality_doubt()
+        if doubt:
+            said.append(doubt)
         unseen = [note.structure for note in notes if not note.found and not note.windows]
         lost = [note.structure for note in notes if not note.found and note.windows]
         if unseen:

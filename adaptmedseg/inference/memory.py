@@ -23,7 +23,7 @@ from adaptmedseg.models.unet import ReferenceUNet
 
 # Bytes per voxel of the volume.
 READ = 8  # float32 as read and as canonical, beside the voxels as stored
-NORMALISE = 16  # volume, clipped, standardised, shifted
+NORMALISE = 11  # the foreground's mask, percentiles of a copy, the result
 HOLD = 12  # volume, crop, mask, label map, and a comparison on the way
 PROBABILITIES = 20  # the map, its copy on the scanner's grid, and what comes back from the disk
 LOGITS = 4

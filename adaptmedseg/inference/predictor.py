@@ -17,7 +17,8 @@ from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.asking import automatic_prompts, check_prompts, prompt_origin
 from adaptmedseg.inference.loading import LoadedModel, load_model
-from adaptmedseg.inference.precision import hold_products_in_bf16, holds_bf16
+from adaptmedseg.inference.modality_check import modality_doubt
+from adaptmedseg.inference.precision import hold_products_in_bf16, holds_bf16, inference_precision
 from adaptmedseg.inference.prediction import Answer, Prediction
 from adaptmedseg.inference.prompt_file import PromptSet, parse_prompts, text_prompt_set
 from adaptmedseg.inference.prompt_space import to_structure_prompts
@@ -171,6 +172,11 @@ class Predictor:
         for entry, result in zip(prompts.prompts, results, strict=True):
             origin = prompt_origin(self.loaded, self._modality, entry)
             yield Answer(entry.structure, origin, result, crop_slices(self._crop), shape)
+
+    def modality_doubt(self) -> str:
+        """A sentence where the model thinks that the image is of another modality than stated, else nothing."""
+        with inference_precision(self.device, self.settings.bf16):
+            return modality_doubt(self.loaded.model, self._modality, self.segmenter.view_embedding)
 
     def parse(self, document: object) -> PromptSet:
         """Prompts from a document as in `docs/prompts.md`, read already; the model's own names are known."""

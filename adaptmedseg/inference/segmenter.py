@@ -107,6 +107,13 @@ class CropSegmenter:
         view = resize_image(self._crop[None, None].to(self.device), self.size, self.resize)
         self._view = self._embed(view)
 
+    @property
+    def view_embedding(self) -> Tensor:
+        """The zoom-out view's embedding (1, ...), float32."""
+        if self._view is None:
+            raise RuntimeError("set_crop comes first")
+        return self._view.float()
+
     def to_view(self, coords: Tensor) -> Tensor:
         """Voxel coordinates (..., 3) of the crop to those of the zoom-out view; voxel centres at integers."""
         scale = torch.tensor([n / m for n, m in zip(self.size, self._crop.shape, strict=True)])

@@ -7,9 +7,11 @@ from adaptmedseg.adapters.adapter_set import AdapterSet
 from adaptmedseg.adapters.named import NamedAdapter
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapter_config import AdapterConfig
+from adaptmedseg.models.conditioning import build_priors, condition, modality_shares
 from adaptmedseg.models.prompts import Prompts
 from adaptmedseg.models.segvol import SegVol
-from adaptmedseg.modules.context_priors import ContextPriors
+from adaptmedseg.models.vocabulary import Vocabulary
+from adaptmedseg.modules.priors.tokens import PromptTokens
 
 MAIN = "adapter"
 
@@ -28,18 +30,24 @@ class AdaptedSegVol(nn.Module):
         super().__init__()
         self.config = config
         self.name = name
-        self.tasks = list(tasks)
-        self.modalities = list(modalities)
+        self.vocabulary = Vocabulary(tuple(tasks), tuple(modalities))
         base.requires_grad_(False)
         self.base = base
-        self.priors: ContextPriors | None = None
-        if config.priors is not None:
-            width = base.config.embed_dim
-            self.priors = ContextPriors(
-                len(tasks), len(modalities), width, width // 8, config.priors.blocks, config.priors.modality_tokens
-            )
+        width = base.config.embed_dim
+        self.priors = None if config.priors is None else build_priors(config.priors, self.vocabulary, width)
+        self.prompt_tokens = PromptTokens(len(tasks), len(modalities), width) if config.prompt_tokens else None
         self.adapters = AdapterSet(self._hosts())
         self.adapters.add(name, config.layers, config.train, dict(base.named_parameters()))
+
+    @property
+    def tasks(self) -> list[str]:
+        """The structures that have a token."""
+        return list(self.vocabulary.tasks)
+
+    @property
+    def modalities(self) -> list[str]:
+        """The modalities that have tokens."""
+        return list(self.vocabulary.modalities)
 
     def _hosts(self) -> dict[str, nn.Module]:
         """Everything that an adapter may be hung on, by the names that targets match."""
@@ -51,15 +59,16 @@ class AdaptedSegVol(nn.Module):
 
         Raises UserError for a name in use, for patterns that match nothing, and for one with context priors.
         """
-        if config.priors is not None:
-            raise UserError(f"adapter '{name}': has context priors, which only a model's first adapter can have")
+        if config.priors is not None or config.prompt_tokens:
+            raise UserError(f"adapter '{name}': has tokens, which only a model's first adapter can have")
         gate = frozenset(modalities) if config.gate_by_modality else None
         self.adapters.add(name, config.layers, config.train, dict(self.base.named_parameters()), gate)
 
     def set_scale(self, name: str, scale: float) -> None:
         """As `AdapterSet.set_scale`; context priors are in use or, at 0, not: there is nothing between."""
-        if name == self.name and self.priors is not None and scale not in (0, 1):
-            raise UserError(f"adapter '{name}': has context priors, which no scale of {scale:g} can weigh; use 0 or 1")
+        tokens = self.priors is not None or self.prompt_tokens is not None
+        if name == self.name and tokens and scale not in (0, 1):
+            raise UserError(f"adapter '{name}': has tokens, which no scale of {scale:g} can weigh; use 0 or 1")
         self.adapters.set_scale(name, scale)
 
     def trained_tensors(self) -> dict[str, Tensor]:
@@ -117,29 +126,24 @@ class AdaptedSegVol(nn.Module):
             return self.base.segment(embedding, prompts)
 
     def _segment_with_priors(self, embedding: Tensor, prompts: Prompts) -> Tensor:
-        if self.priors is None:
-            return self.base.segment(embedding, prompts)
-        tasks, column = self._task_table(prompts, len(embedding))
-        features, prototypes = self.priors(embedding, tasks, self._modality_index(prompts.modalities, embedding.device))
-        known = (tasks[prompts.image_index, column] >= 0)[:, None]
-        return self.base.segment(features, prompts, prototypes[prompts.image_index, column] * known)
+        features, update = condition(self.vocabulary, self.priors, self.prompt_tokens, embedding, prompts)
+        return self.base.segment(features, prompts, update)
 
-    def _task_table(self, prompts: Prompts, n_images: int) -> tuple[Tensor, Tensor]:
-        """Task indices (b, k) of each image, padded with −1, and the column (n,) of every prompt in it."""
-        rows: list[list[int]] = [[] for _ in range(n_images)]
-        column = []
-        for image, name in zip(prompts.image_index.tolist(), prompts.structures, strict=True):
-            column.append(len(rows[image]))
-            rows[image].append(self.tasks.index(name) if name in self.tasks else -1)
-        width = max(len(row) for row in rows)
-        table = torch.tensor([row + [-1] * (width - len(row)) for row in rows])
-        device = prompts.image_index.device
-        return table.to(device), torch.tensor(column, device=device)
+    def modality_logits(self, embedding: Tensor) -> Tensor | None:
+        """What modality images look like, by their adapted embeddings (b, c, d', h', w'): (b, m), in the order of
+        `modalities`; None without a head for it."""
+        if self.priors is None or self.priors.modality_head is None:
+            return None
+        with self.adapters.applied([self.name]):
+            return self.priors.modality_logits(embedding)
 
-    def _modality_index(self, modalities: list[str], device: torch.device) -> Tensor:
-        """Index of each image's modality; one outside the vocabulary (gate off) borrows the first one's tokens."""
-        known = {name: i for i, name in enumerate(self.modalities)}
-        return torch.tensor([known.get(name, 0) for name in modalities], device=device)
+    def modality_shares(self, embedding: Tensor) -> dict[str, float]:
+        """How much one image, by its adapted embedding (1, c, d', h', w'), looks like each modality that training
+        showed; empty where the model cannot tell."""
+        logits = self.modality_logits(embedding)
+        if logits is None or self.priors is None or self.priors.modality_head is None:
+            return {}
+        return modality_shares(self.vocabulary, self.priors.modality_head, logits)
 
     def forward(self, image: Tensor, prompts: Prompts) -> Tensor:
         """Views (b, 1, d, h, w) and n prompts to mask logits (n, d'', h'', w'') on the decoder's map."""

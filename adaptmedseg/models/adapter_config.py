@@ -4,6 +4,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from adaptmedseg.modules.context_priors import Answers, Fusion, Head
+
 Kind = Literal["lora", "rslora", "qv_lora", "loose_lora", "med_sa"]
 
 
@@ -30,28 +32,43 @@ class LayerAdapterConfig(BaseModel):
 
 
 class PriorsConfig(BaseModel):
-    """Context priors: fusion blocks between encoder and decoder, and tokens per modality."""
+    """Context priors between encoder and decoder.
+
+    `fusion`: "two-way" is Hermes' block, tokens and image attending to each other in turn; "joint" one self-attention
+    over all of them. `head`: "multiplicative" multiplies a prototype a task with the upscaled image representation and
+    adds that to the mask; "additive" updates the decoder's mask tokens. `blocks` fusion blocks follow each other.
+    `width` is what tokens and image meet in, at most that of the image embedding, to which a narrower fusion is
+    projected. `modality_tokens` a modality. `answers`: "independent" keeps tasks asked together from seeing each
+    other; "together" lets them, as in Hermes. `modality_loss` weighs the head that tells modalities apart; 0 for none.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    fusion: Fusion = "two-way"
+    head: Head = "multiplicative"
     blocks: int = Field(2, ge=1, le=4)
+    width: int = Field(192, ge=32, multiple_of=32)
     modality_tokens: int = Field(10, ge=1)
+    answers: Answers = "independent"
+    modality_loss: float = Field(0.01, ge=0)
 
 
 class AdapterConfig(BaseModel):
     """What is added to the base.
 
-    `train` are shell patterns of the base's own parameters that are trained whole: the adapter holds its own copy of
-    them. With `gate_by_modality` images of other modalities take the base's path untouched.
+    `prompt_tokens` are tokens without fusion, one a task and one a modality, which act where prompts do: for learning
+    tokens alone. `train` are shell patterns of the base's own parameters that are trained whole: the adapter holds its
+    own copy of them. With `gate_by_modality` images of other modalities take the base's path untouched.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     layers: list[LayerAdapterConfig] = [LayerAdapterConfig()]
     priors: PriorsConfig | None = PriorsConfig()
+    prompt_tokens: bool = False
     train: list[str] = []
     gate_by_modality: bool = True
 
     @model_validator(mode="after")
     def something_is_trained(self) -> "AdapterConfig":
-        if not self.layers and self.priors is None and not self.train:
-            raise ValueError("nothing would be trained: name layers, priors or train")
+        if not self.layers and self.priors is None and not self.prompt_tokens and not self.train:
+            raise ValueError("nothing would be trained: name layers, priors, prompt_tokens or train")
         return self

@@ -56,6 +56,26 @@ class Prompts:
 
 
 @dataclass(frozen=True)
+class TaskUpdate:
+    """What task tokens add to n prompts on their way through the decoder; None adds nothing.
+
+    names (n, c): to the embeddings of the structures' names. mask_tokens (n, 4, c): to the decoder's mask tokens after
+    its transformer. weights (n, c'): to the weights that the upscaled map is multiplied by.
+    """
+
+    names: Tensor | None = None
+    mask_tokens: Tensor | None = None
+    weights: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> "TaskUpdate":
+        """What is added to the prompts start ≤ i < stop."""
+        return TaskUpdate(*(None if x is None else x[start:stop] for x in (self.names, self.mask_tokens, self.weights)))
+
+
+NO_UPDATE = TaskUpdate()
+
+
+@dataclass(frozen=True)
 class StructurePrompt:
     """One structure asked of one image, in whatever ways: by its name as text, points, a box, or several of them.
 

@@ -1,5 +1,6 @@
 """The SegVol family (Du et al. 2023, arXiv:2311.13385): a volumetric promptable segmenter in two sizes."""
 
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from adaptmedseg.models.prompts import Prompts
+from adaptmedseg.models.prompts import NO_UPDATE, Prompts, TaskUpdate
 from adaptmedseg.modules.mask_decoder import DecoderOutput, MaskDecoder
 from adaptmedseg.modules.prompt_encoder import PromptEncoder
 from adaptmedseg.modules.text import ClipTextEncoder, HashedTextEncoder
@@ -117,38 +118,39 @@ class SegVol(nn.Module):
         distinct = sorted(set(names))
         return self.text_encoder(distinct)[[distinct.index(name) for name in names]]
 
-    def decode(self, embedding: Tensor, prompts: Prompts) -> DecoderOutput:
+    def decode(self, embedding: Tensor, prompts: Prompts, update: TaskUpdate = NO_UPDATE) -> DecoderOutput:
         """Embeddings (b, c, d', h', w') and n prompts about them to the decoder's output, one row a prompt."""
         text = self.encode_names(prompts.structures) if prompts.use_text else None
+        if text is not None and update.names is not None:
+            text = text + update.names
         encoder = self.prompt_encoder
         sparse = encoder.sparse_tokens(len(prompts), prompts.points, prompts.labels, prompts.boxes, text)
         image, position = (x.flatten(2).mT for x in (embedding, encoder.grid_position()))
-        return self.mask_decoder(image, prompts.image_index, position, sparse, encoder.dense_prompt(), text)
+        output = self.mask_decoder(image, prompts.image_index, position, sparse, encoder.dense_prompt(), text)
+        if update.mask_tokens is None:
+            return output
+        return replace(output, mask_tokens=output.mask_tokens + update.mask_tokens)
 
     def embed(self, image: Tensor, modalities: list[str]) -> Tensor:
         """As `encode_image`; the base model makes no use of the modality."""
         return self.encode_image(image)
 
-    def segment(self, embedding: Tensor, prompts: Prompts, prototypes: Tensor | None = None) -> Tensor:
+    def segment(self, embedding: Tensor, prompts: Prompts, update: TaskUpdate = NO_UPDATE) -> Tensor:
         """Image embeddings (b, c, d', h', w') and n prompts to mask logits (n, d'', h'', w'') on the decoder's map.
 
-        prototypes (n, c') are added to the weights of the masks. Without gradients a few prompts are decoded at a time:
-        the upscaled image is the widest map of the model, and every prompt has its own.
+        `update` is what an adapted model adds on the way. Without gradients a few prompts are decoded at a time: the
+        upscaled image is the widest map of the model, and every prompt has its own.
         """
         if torch.is_grad_enabled() or len(prompts) <= DECODED_AT_ONCE:
-            return self._masks(embedding, prompts, prototypes)
-        parts = []
-        for start in range(0, len(prompts), DECODED_AT_ONCE):
-            stop = start + DECODED_AT_ONCE
-            added = None if prototypes is None else prototypes[start:stop]
-            parts.append(self._masks(embedding, prompts.part(start, stop), added))
-        return torch.cat(parts)
+            return self._masks(embedding, prompts, update)
+        parts = [(start, start + DECODED_AT_ONCE) for start in range(0, len(prompts), DECODED_AT_ONCE)]
+        return torch.cat([self._masks(embedding, prompts.part(*part), update.part(*part)) for part in parts])
 
-    def _masks(self, embedding: Tensor, prompts: Prompts, prototypes: Tensor | None) -> Tensor:
-        output = self.decode(embedding, prompts)
+    def _masks(self, embedding: Tensor, prompts: Prompts, update: TaskUpdate) -> Tensor:
+        output = self.decode(embedding, prompts, update)
         weights = self.mask_decoder.mask_weights(output)
-        if prototypes is not None:
-            weights = weights + prototypes
+        if update.weights is not None:
+            weights = weights + update.weights
         return self.mask_decoder.mask_logits(weights, output.upscaled)
 
     def forward(self, image: Tensor, prompts: Prompts) -> Tensor:

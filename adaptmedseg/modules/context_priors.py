@@ -1,156 +1,123 @@
-"""Hermes' context priors (Gao et al., CVPR 2024, arXiv:2306.02416): tokens, fusion, posterior prototypes.
+"""Context priors between image encoder and mask decoder: tokens, their fusion with the image, what is read of them."""
 
-Layer names follow Hermes' own where a layer is Hermes' own.
-"""
-
-from typing import cast
+from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
-from adaptmedseg.modules.two_way import attend
+from adaptmedseg.modules.priors.heads import MaskTokenUpdate, ModalityHead, PosteriorPrototypes
+from adaptmedseg.modules.priors.joint import JointFusionBlock
+from adaptmedseg.modules.priors.layout import TokenLayout
+from adaptmedseg.modules.priors.tokens import PriorPool
+from adaptmedseg.modules.priors.two_way import TwoWayFusionBlock
 
-HEAD_DIM = 32
-
-
-class PriorAttention(nn.Module):
-    """Attention of x to a context; no bias on q, k, v; head width 32."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        if channels % HEAD_DIM:
-            raise ValueError(f"context priors need a width that is a multiple of {HEAD_DIM}, not {channels}")
-        self.num_heads = channels // HEAD_DIM
-        self.to_q = nn.Linear(channels, channels, bias=False)
-        self.to_kv = nn.Linear(channels, 2 * channels, bias=False)
-        self.to_out = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        q = rearrange(self.to_q(x), "b n (l c) -> b l n c", l=self.num_heads)
-        k, v = rearrange(self.to_kv(context), "b n (kv l c) -> kv b l n c", kv=2, l=self.num_heads)
-        return self.to_out(rearrange(attend(q, k, v), "b l n c -> b n (l c)"))
-
-
-class PreNormAttention(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels)
-        self.norm2 = nn.LayerNorm(channels)
-        self.fn = PriorAttention(channels)
-
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        return self.fn(self.norm1(x), self.norm2(context))
-
-
-class TwoLayerMLP(nn.Module):
-    """Linear, GELU, Linear."""
-
-    def __init__(self, in_dim: int, hidden_dim: int, out_dim: int):
-        super().__init__()
-        self.fc1 = nn.Linear(in_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, out_dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class PreNormMLP(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels, eps=1e-4)
-        self.fn = TwoLayerMLP(channels, 4 * channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fn(self.norm(x))
-
-
-class TwoWayFusionBlock(nn.Module):
-    """Priors attend to features, then features to the updated priors; each with a residual and an MLP."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.prior_aggregate_block = PreNormAttention(channels)
-        self.prior_ffn = PreNormMLP(channels)
-        self.feat_aggregate_block = PreNormAttention(channels)
-        self.feat_ffn = PreNormMLP(channels)
-
-    def forward(self, features: Tensor, priors: Tensor) -> tuple[Tensor, Tensor]:
-        """features (b, n, c) and priors (b, p, c) to both updated."""
-        priors = priors + self.prior_aggregate_block(priors, features)
-        priors = priors + self.prior_ffn(priors)
-        features = features + self.feat_aggregate_block(features, priors)
-        return features + self.feat_ffn(features), priors
-
-    def start_as_identity_on_features(self) -> None:
-        """Zero the last layers of the features' path: a fresh block passes features through unchanged, to the bit."""
-        for layer in (self.feat_aggregate_block.fn.to_out, self.feat_ffn.fn.fc2):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-
-class PriorPool(nn.Module):
-    """Task tokens, one a task; the last is the null token, index −1, which pads. Modality tokens, a set a modality."""
-
-    def __init__(self, n_tasks: int, n_modalities: int, tokens_per_modality: int, channels: int):
-        super().__init__()
-        self.task_prior = nn.Parameter(torch.empty(n_tasks + 1, channels))
-        self.modality_prior = nn.Parameter(torch.empty(n_modalities, tokens_per_modality, channels))
-        nn.init.xavier_uniform_(self.task_prior)
-        nn.init.xavier_uniform_(self.modality_prior)
-
-    def forward(self, tasks: Tensor, modality: Tensor) -> Tensor:
-        """tasks (b, k) with −1 for padding, modality (b,) to the sequence (b, k + tokens_per_modality, c)."""
-        null = len(self.task_prior) - 1
-        return torch.cat([self.task_prior[torch.where(tasks < 0, null, tasks)], self.modality_prior[modality]], dim=1)
-
-
-class PosteriorPrototypes(nn.Module):
-    """Updated task tokens (b, k, c) to one weight vector a task (b, k, out): LayerNorm and two MLPs."""
-
-    def __init__(self, channels: int, out_dim: int):
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.classifier_pred = nn.Sequential(
-            TwoLayerMLP(channels, channels, channels), TwoLayerMLP(channels, channels, out_dim)
-        )
-
-    def forward(self, task_tokens: Tensor) -> Tensor:
-        return self.classifier_pred(self.norm(task_tokens))
-
-    def start_at_zero(self) -> None:
-        """Zero the last layer: a fresh head adds nothing to the base model's masks."""
-        last = cast(TwoLayerMLP, self.classifier_pred[-1]).fc2
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+Fusion = Literal["two-way", "joint"]
+Head = Literal["multiplicative", "additive"]
+Answers = Literal["together", "independent"]
+Block = TwoWayFusionBlock | JointFusionBlock
+BLOCKS: dict[Fusion, type[TwoWayFusionBlock] | type[JointFusionBlock]] = {
+    "two-way": TwoWayFusionBlock,
+    "joint": JointFusionBlock,
+}
 
 
 class ContextPriors(nn.Module):
-    """Priors between image encoder and mask decoder: fused image features and one prototype a task.
+    """Fused image features and one prototype a task, all tasks of an image in one pass.
 
-    A fresh module is an identity: features come back unchanged and prototypes are zero, whatever the tokens.
+    A fresh module is an identity: features come back unchanged, to the bit, and prototypes are zero, whatever the
+    tokens.
+
+    Args:
+        channels: width of the image embedding.
+        map_channels: width of the decoder's upscaled map, which the multiplicative head's prototypes are multiplied by.
+        width: width in which tokens and image meet; `channels` by default. Where it is less, the embedding is projected
+            to it, and what the fusion adds there is projected back and added to the embedding.
+        answers: "together" is Hermes' way, in which tasks asked together see each other through the features;
+            "independent" hides them from each other (see `TokenLayout`).
+        modality_head: whether there is a head that says which modality an image looks like.
     """
 
     def __init__(
-        self, n_tasks: int, n_modalities: int, channels: int, map_channels: int, blocks: int, modality_tokens: int
+        self,
+        n_tasks: int,
+        n_modalities: int,
+        channels: int,
+        map_channels: int,
+        blocks: int,
+        modality_tokens: int,
+        *,
+        width: int | None = None,
+        fusion: Fusion = "two-way",
+        head: Head = "multiplicative",
+        answers: Answers = "together",
+        modality_head: bool = False,
     ):
         super().__init__()
-        self.pool = PriorPool(n_tasks, n_modalities, modality_tokens, channels)
-        self.attn_layers = nn.ModuleList(TwoWayFusionBlock(channels) for _ in range(blocks))
-        self.prototypes = PosteriorPrototypes(channels, map_channels)
+        width = width or channels
+        self.independent = answers == "independent"
+        self.pool = PriorPool(n_tasks, n_modalities, modality_tokens, width)
+        self.attn_layers = nn.ModuleList(BLOCKS[fusion](width) for _ in range(blocks))
         for block in self._blocks():
             block.start_as_identity_on_features()
-        self.prototypes.start_at_zero()
+        self.prototypes: nn.Module = (
+            PosteriorPrototypes(width, map_channels) if head == "multiplicative" else MaskTokenUpdate(width, channels)
+        )
+        self.to_width: nn.Linear | None = None
+        if width != channels:
+            # Neither starts at zero: the blocks do, and two zeros in a row would never learn.
+            self.to_width = nn.Linear(channels, width, bias=False)
+            self.from_width = nn.Linear(width, channels, bias=False)
+        self.modality_head = ModalityHead(width, n_modalities) if modality_head else None
 
-    def _blocks(self) -> list[TwoWayFusionBlock]:
-        return [cast(TwoWayFusionBlock, block) for block in self.attn_layers]
+    def _blocks(self) -> list[Block]:
+        return [cast(Block, block) for block in self.attn_layers]
 
-    def forward(self, image_embedding: Tensor, tasks: Tensor, modality: Tensor) -> tuple[Tensor, Tensor]:
-        """image_embedding (b, c, *grid), tasks (b, k), modality (b,) to features like it and prototypes (b, k, c')."""
+    def _features(self, image_embedding: Tensor) -> Tensor:
+        """(b, c, *grid) to tokens (b, n, width)."""
         features = image_embedding.flatten(2).mT
+        return features if self.to_width is None else self.to_width(features)
+
+    def fuse(
+        self, image_embedding: Tensor, tasks: Tensor, modality: Tensor, padding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """image_embedding (b, c, *grid), tasks (b, k), modality (b,) to features like it and all tokens (b, k + l, w).
+
+        tasks hold −1 where an image is asked less than k; padding (b, k), true there, hides these columns from
+        everything. Without it they are null tokens that the features see, as in Hermes.
+        """
+        layout = TokenLayout(tasks.shape[1], self.independent, padding)
+        start = features = self._features(image_embedding)
         priors = self.pool(tasks, modality)
         for block in self._blocks():
-            features, priors = block(features, priors)
-        prototypes = self.prototypes(priors[:, : tasks.shape[1]])
-        return features.mT.reshape(image_embedding.shape), prototypes
+            features, priors = block(features, priors, layout)
+        if self.to_width is not None:
+            features = image_embedding.flatten(2).mT + self.from_width(features - start)
+        return features.mT.reshape(image_embedding.shape), priors
+
+    def forward(
+        self, image_embedding: Tensor, tasks: Tensor, modality: Tensor, padding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `fuse`, with prototypes in the place of tokens: (b, k, c') to be multiplied with the upscaled map, or
+        (b, k, 4, c) to be added to the mask tokens."""
+        features, priors = self.fuse(image_embedding, tasks, modality, padding)
+        return features, self.prototypes(priors[:, : tasks.shape[1]])
+
+    def modality_logits(self, image_embedding: Tensor) -> Tensor | None:
+        """What modality the images (b, c, *grid) look like, (b, m); None without the head.
+
+        The head is Hermes', what it reads is not: tokens of the image's own modality would hold the answer before
+        they saw the image. Here the tokens of an unknown modality, the mean of all, look at the image by the first
+        fusion block, so that a wrong statement can be told from a right one.
+        """
+        if self.modality_head is None:
+            return None
+        unknown = torch.full((len(image_embedding),), -1, device=image_embedding.device)
+        block = self._blocks()[0]
+        tokens = block.update_priors(self._features(image_embedding), self.pool.modalities(unknown), TokenLayout(0))
+        return self.modality_head(tokens)
+
+    def grow(self, tasks: list[int | None], modalities: list[int | None]) -> None:
+        """Add tasks and modalities behind those there are, as copies of a relative (by index) or fresh."""
+        self.pool.grow(tasks, modalities)
+        if self.modality_head is not None:
+            self.modality_head.grow(modalities)

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 FEW = 64
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √c) v over (n, l, t, c).
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q kᵀ / √c) v over (n, l, t, c); mask, broadcast to (n, l, queries, keys), is true where a query sees.
 
     On a CPU, where one side has few tokens, as plain products: the fused kernel's backward pass is several times slower
     there, and the attention matrix is small.
     """
     if q.device.type == "cpu" and min(q.shape[2], k.shape[2]) <= FEW:
-        return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, dim=-1).to(v.dtype) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 class Attention(nn.Module):

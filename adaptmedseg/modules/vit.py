@@ -9,6 +9,8 @@ from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
+from adaptmedseg.modules.stored_attention import attend_stored, storing_pays
+
 
 def sincos_positions(grid_size: tuple[int, ...], embed_dim: int) -> Tensor:
     """A start for learned positions (d·h·w, embed_dim): sines and cosines of each axis in its own share of channels.
@@ -56,7 +58,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(tokens), "b n (qkv l c) -> qkv b l n c", qkv=3, l=self.num_heads)
-        attended = F.scaled_dot_product_attention(q, k, v)
+        attended = attend_stored(q, k, v) if storing_pays(q, k) else F.scaled_dot_product_attention(q, k, v)
         return self.out_proj(rearrange(attended, "b l n c -> b n (l c)"))
 
 

@@ -29,8 +29,19 @@ def base_licence(card: dict[str, object]) -> str:
     return base_licence(before) if isinstance(before, dict) else NOT_STATED
 
 
-def about_adapter(config: TrainConfig, card: dict[str, object], licences: dict[str, str], spacing: Spacing) -> About:
-    """Name, licences, spacing and normalisation for the card of an adapter trained on a base with this card."""
-    every = {f"base {config.base}": base_licence(card)} | licences
-    text = "; ".join(f"{name}: {licence}" for name, licence in every.items())
+def about_adapter(
+    config: TrainConfig,
+    card: dict[str, object],
+    licences: dict[str, str],
+    spacing: Spacing,
+    base: str,
+    before: str = "",
+) -> About:
+    """Name, licences, spacing and normalisation for the card of an adapter trained on a base with this card and name.
+
+    `before` are the licences that the adapter it grew from states, those of the base among them.
+    """
+    first = before or f"base {base}: {base_licence(card)}"
+    named = [f"{name}: {licence}" for name, licence in licences.items()]
+    text = "; ".join(dict.fromkeys([*first.split("; "), *named]))
     return About(config.name, text, spacing, config.data.normalise)

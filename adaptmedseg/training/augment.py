@@ -62,19 +62,21 @@ def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Aug
     """Transforms of {image: (1, d, h, w), masks: (1, d, h, w)}; masks are a packed label map, never interpolated."""
     tilt = math.radians(config.rotate)
     # Volumes are anisotropic: turns out of the axial plane are kept to a third of those within it.
+    affine = RandAffined(
+        [IMAGE, MASKS],
+        prob=config.spatial,
+        rotate_range=(tilt, tilt / 3, tilt / 3),
+        shear_range=(config.shear,) * 6,
+        translate_range=tuple(config.translate * n for n in size),
+        scale_range=(config.scale,) * 3,
+        spatial_size=size,
+        mode=("bilinear", "nearest"),
+        padding_mode="zeros",
+        cache_grid=True,
+    )
+    affine.rand_affine.resampler.dtype = torch.float32  # MONAI's float64 takes half as long again
     steps = [
-        RandAffined(
-            [IMAGE, MASKS],
-            prob=config.spatial,
-            rotate_range=(tilt, tilt / 3, tilt / 3),
-            shear_range=(config.shear,) * 6,
-            translate_range=tuple(config.translate * n for n in size),
-            scale_range=(config.scale,) * 3,
-            spatial_size=size,
-            mode=("bilinear", "nearest"),
-            padding_mode="zeros",
-            cache_grid=True,
-        ),
+        affine,
         RandGaussianSmoothd([IMAGE], prob=config.blur, sigma_x=(0.3, 0.8), sigma_y=(0.3, 1), sigma_z=(0.3, 1)),
         RandScaleIntensityd([IMAGE], prob=0.7, factors=config.intensity),
         RandShiftIntensityd([IMAGE], prob=0.7, offsets=config.intensity / 2),

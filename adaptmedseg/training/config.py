@@ -125,17 +125,38 @@ class OptimiserConfig(Strict):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
+class GrowConfig(Strict):
+    """A trained adapter (file or run folder) that gets tokens for more tasks or modalities.
+
+    `tasks` and `modalities` map each new name to a relative whose tokens it starts from, or to "fresh". `train` says
+    what learns: "tokens", the new ones alone, so that old tasks answer as before, to the bit; or "all" of the adapter.
+    """
+
+    adapter: str
+    tasks: dict[str, str] = {}
+    modalities: dict[str, str] = {}
+    train: Literal["tokens", "all"] = "tokens"
+
+    @model_validator(mode="after")
+    def adds_something(self) -> "GrowConfig":
+        if not self.tasks and not self.modalities:
+            raise ValueError("nothing is added: name tasks or modalities, such as tasks: {uterus: fresh}")
+        return self
+
+
 class TrainConfig(Strict):
     """One experiment. Without `adapter` all weights of the base are trained and the result is a new base.
 
+    With `grow` the adapter is a trained one that gets more tokens; `base` is then the one that it names, unless given.
     `validations` is how often, evenly spread, the cases of the split 'val' are scored on the way.
     """
 
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
     model: Literal["segvol", "unet"] = "segvol"
-    base: str = "small"
+    base: str | None = "small"
     adapter: AdapterConfig | None = AdapterConfig()
+    grow: GrowConfig | None = None
     data: DataConfig = DataConfig()
     budget: BudgetConfig
     batch_size: Annotated[int, Field(ge=1)] = 2
@@ -150,6 +171,15 @@ class TrainConfig(Strict):
     def unet_has_no_adapter(self) -> "TrainConfig":
         if self.model == "unet" and self.adapter is not None:
             raise ValueError("model 'unet' is trained from scratch and takes no adapter: set adapter to null")
+        return self
+
+    @model_validator(mode="after")
+    def growing_brings_its_adapter(self) -> "TrainConfig":
+        if self.grow is None:
+            if self.base is None:
+                raise ValueError("base is missing: name one, such as small")
+        elif self.model == "unet" or self.adapter is not None:
+            raise ValueError("grow takes its adapter from a file: set adapter to null and model to segvol")
         return self
 
 

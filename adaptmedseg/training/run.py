@@ -13,7 +13,7 @@ import yaml
 from torch import nn
 
 from adaptmedseg.adapters.file import save_adapter
-from adaptmedseg.checkpoints.store import MODEL_FILE, load_base, save_base
+from adaptmedseg.checkpoints.store import MODEL_FILE, save_base
 from adaptmedseg.checkpoints.unet_file import save_unet
 from adaptmedseg.data.normalise import fit_landmarks
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset
@@ -24,6 +24,7 @@ from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.about import about_adapter, median_spacing, stated_licences
 from adaptmedseg.training.config import TrainConfig
 from adaptmedseg.training.sampling import BatchStream
+from adaptmedseg.training.start import Start, grow_adapter, history_of_growth, load_start, normalised_alike, what_learns
 from adaptmedseg.training.trainer import Progress, Trainer, TrainResult, Validate
 from adaptmedseg.training.views import LazyView, View, ViewMaker
 
@@ -126,14 +127,17 @@ def input_view(config: TrainConfig, base: SegVol | None) -> tuple[Size3, str]:
     return model_config.spatial_size, model_config.resize
 
 
-def build_model(config: TrainConfig, base: SegVol | None, data: TrainingSet) -> nn.Module:
+def build_model(config: TrainConfig, start: Start, data: TrainingSet) -> nn.Module:
     """The model a configuration trains, its trainable parameters marked."""
     torch.manual_seed(config.seed)
-    if base is None:
+    if start.base is None:
         return ReferenceUNet(data.structures, SMALL.spatial_size)
+    if start.adapter is not None and config.grow is not None:
+        grow_adapter(config.grow, start.adapter, data.structures, data.modalities)
+        return start.adapter
     if config.adapter is None:
-        return base
-    return AdaptedSegVol(base, config.adapter, data.structures, data.modalities, config.name)
+        return start.base
+    return AdaptedSegVol(start.base, config.adapter, data.structures, data.modalities, config.name)
 
 
 def freeze_text_tower(model: nn.Module) -> None:
@@ -167,24 +171,26 @@ def run_training(
     model.safetensors is an adapter file, or a base where the configuration has no adapter, or a U-Net.
     """
     check_free(out)
-    config = fitted(config)
-    base, card = (None, {}) if config.model == "unet" else load_base(config.base, config.seed)
-    size, resize = input_view(config, base)
+    start = load_start(config)
+    config = fitted(config if start.card_of_adapter is None else normalised_alike(config, start.card_of_adapter))
+    size, resize = input_view(config, start.base)
     data = load_training_set(config, size, resize)
-    model = build_model(config, base, data)
+    old = (0, 0) if start.adapter is None else (len(start.adapter.tasks), len(start.adapter.modalities))
+    model = build_model(config, start, data)
     freeze_text_tower(model)
     stream = BatchStream(
         data.views, config.batch_size, config.structures_per_image, config.prompts, config.augment, config.seed,
         config.data.balance, config.data.zoom_in,
     )  # fmt: skip
-    result = Trainer(model, stream, config, device).run(validate, config.validations, progress)
+    with what_learns(config, model, old):
+        result = Trainer(model, stream, config, device).run(validate, config.validations, progress)
     model.to("cpu").eval()
-    save_run(out, config, model, card, data, result)
+    save_run(out, config, model, start, data, result)
     return model, result
 
 
 def save_run(
-    out: Path, config: TrainConfig, model: nn.Module, card: dict[str, object], data: TrainingSet, result: TrainResult
+    out: Path, config: TrainConfig, model: nn.Module, start: Start, data: TrainingSet, result: TrainResult
 ) -> None:
     """Write a run's files into OUT.partial, which is then renamed: a run folder is complete or not there."""
     summary: dict[str, object] = {
@@ -197,14 +203,17 @@ def save_run(
         "cases": data.cases,
         "image_sha256": data.image_hashes,
         "normalisation": config.data.normalise.model_dump(mode="json"),
+        "notes": result.notes,
     }
+    if start.card_of_adapter is not None:
+        summary |= history_of_growth(summary, start.card_of_adapter)
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         (partial / "config.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         (partial / "history.json").write_text(json.dumps({"summary": summary, "rows": result.history}, indent=1))
-        _save_model(partial / MODEL_FILE, config, model, card, data, summary)
+        _save_model(partial / MODEL_FILE, config, model, start, data, summary)
         if out.exists():
             out.rmdir()
         os.replace(partial, out)
@@ -216,17 +225,13 @@ def save_run(
 
 
 def _save_model(
-    path: Path,
-    config: TrainConfig,
-    model: nn.Module,
-    card: dict[str, object],
-    data: TrainingSet,
-    summary: dict[str, object],
+    path: Path, config: TrainConfig, model: nn.Module, start: Start, data: TrainingSet, summary: dict[str, object]
 ) -> None:
     if isinstance(model, AdaptedSegVol):
-        about = about_adapter(config, card, data.licences, data.spacing_mm)
-        save_adapter(path, model, config.base, summary, about)
+        before = "" if start.card_of_adapter is None else start.card_of_adapter.licence
+        about = about_adapter(config, start.card, data.licences, data.spacing_mm, start.base_name, before)
+        save_adapter(path, model, start.base_name, summary, about)
     elif isinstance(model, SegVol):
-        save_base(path, model, {"name": config.name, "started_from": card, "training": summary})
+        save_base(path, model, {"name": config.name, "started_from": start.card, "training": summary})
     elif isinstance(model, ReferenceUNet):
         save_unet(path, model, summary)

@@ -83,7 +83,8 @@ class BatchStream(IterableDataset):
 
     def _sample(self, view: View, rng: np.random.Generator) -> tuple[Tensor, dict[str, np.ndarray]]:
         # No number is drawn where nothing is to be decided, so that a stream of views alone stays what it was.
-        closer = bool(self.zoom_in) and (not view.bits or rng.random() < self.zoom_in)
+        can = bool(self.zoom_in) and view.windows is not None and bool(view.windows.places)
+        closer = can and (not view.bits or rng.random() < self.zoom_in)
         image, masks, names = self._window(view, rng) if closer else self._view(view, rng)
         image, masks = augment(self.transform, image[None], masks, int(rng.integers(2**31)))
         if rng.random() < self.augmentation.mirror:

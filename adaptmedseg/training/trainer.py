@@ -1,7 +1,6 @@
 """The training loop, over Accelerate: one model, one stream of batches, one budget."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,9 +12,11 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from adaptmedseg.models.growing import frozen_numbers
 from adaptmedseg.training.config import OptimiserConfig, TrainConfig
 from adaptmedseg.training.losses import segmentation_loss, target_on_map
 from adaptmedseg.training.muon import BatchedMuon
+from adaptmedseg.training.objective import ModalityObjective, TrainingForward
 from adaptmedseg.training.sampling import BatchStream
 
 Validate = Callable[[nn.Module], float]
@@ -23,10 +24,11 @@ Progress = Callable[[float, dict[str, float]], None]
 LOG_EVERY = 10
 
 
-def give_way(worker: int) -> None:
-    """Let a data worker step back where cores are few: a step waits for its slowest thread."""
-    if hasattr(os, "nice"):
-        os.nice(10)
+def build_loader(stream: BatchStream, device: torch.device) -> DataLoader:
+    """Batches made beside an accelerator's steps; on a CPU between them: a step there waits for its slowest thread."""
+    if device.type == "cpu":
+        return DataLoader(stream, batch_size=None)
+    return DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4)
 
 
 class WeightAverage:
@@ -55,11 +57,14 @@ class WeightAverage:
 
 @dataclass
 class TrainResult:
-    """What a training did: one row a logged step (step, minutes, loss, lr, and val_dice where measured)."""
+    """What a training did: one row a logged step (step, minutes, loss, lr, and val_dice where measured), how
+    many numbers it trained, and what is to be said of it."""
 
     history: list[dict[str, float]] = field(default_factory=list)
     steps: int = 0
     minutes: float = 0.0
+    trained: int = 0
+    notes: list[str] = field(default_factory=list)
 
 
 def learning_rate_factor(progress: float, warmup: float) -> float:
@@ -100,10 +105,13 @@ class Trainer:
         if device.type == "cuda":
             torch.cuda.set_device(device)  # Accelerate takes the current one
         self.accelerator = Accelerator(mixed_precision=precision, cpu=device.type == "cpu")
-        self.model, *self.optimisers = self.accelerator.prepare(model, *build_optimisers(model, config.optimiser))
+        self.modality = ModalityObjective(model, [view.modality for view in stream.views])
+        forward = TrainingForward(model, modalities=self.modality.active)
+        self.model = model
+        self.forward, *self.optimisers = self.accelerator.prepare(forward, *build_optimisers(model, config.optimiser))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.average = WeightAverage(self.parameters, config.optimiser.ema)
-        self.loader = DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=give_way)
+        self.loader = build_loader(stream, device)
 
     def _progress(self, step: int, minutes: float) -> float:
         budget = self.config.budget
@@ -112,9 +120,11 @@ class Trainer:
     def _step(self, batch) -> Tensor:
         device = self.accelerator.device
         with self.accelerator.autocast():
-            logits = self.model(batch.images.to(device), batch.prompts.to(device))
-        target = target_on_map(batch.masks.to(device), logits.shape[1:])
-        loss = segmentation_loss(logits, target)
+            output = self.forward(batch.images.to(device), batch.prompts.to(device))
+        target = target_on_map(batch.masks.to(device), output.masks.shape[1:])
+        loss = segmentation_loss(output.masks, target)
+        if self.modality.active:
+            loss = loss + self.modality.weight * self.modality.loss(output, batch.prompts)
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.parameters, self.config.optimiser.clip)
         for optimiser in self.optimisers:
@@ -128,6 +138,8 @@ class Trainer:
         """Train until the budget is spent. `validate` runs `validations` times, evenly spread, on the averaged weights;
         neither its time nor the start of the workers counts against a budget in minutes."""
         result, recent, clock, checks = TrainResult(), [], 0.0, 0
+        result.trained = sum(p.numel() for p in self.parameters) - frozen_numbers(self.model)
+        result.notes += [self.modality.note] if self.modality.note else []
         made = iter(self.loader)
         batches = chain([next(made)], made)
         while (done := self._progress(result.steps, clock / 60)) < 1:
@@ -147,7 +159,7 @@ class Trainer:
                 if progress is not None:
                     progress(min(done, 1.0), result.history[-1])
         self.average.swap()
-        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        self.accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
         result.minutes = clock / 60
         return result
 

@@ -24,7 +24,8 @@ class PreparedCase:
     the order d, h, w; `grid` is the scanner's grid of the source image. `statistics` are those of the full volume.
     `annotated` are the structures that the case annotates: any other structure is unknown here, not absent. `voxels`
     counts each structure in the full volume, `voxels_in_crop` inside the crop. `fold` is None unless the set was
-    prepared with folds. `files` gives size and SHA-256 of each stored file.
+    prepared with folds. `files` gives size and SHA-256 of each stored file. Without `spacing_stated` the source says
+    nothing about the size of its voxels, and `spacing` holds ones.
     """
 
     id: str
@@ -46,6 +47,7 @@ class PreparedCase:
     structures: tuple[str, ...]
     sources: dict[str, dict[str, str]] = field(repr=False)
     files: dict[str, dict[str, Any]] = field(repr=False)
+    spacing_stated: bool = True
 
     def intensities(self, slices: Slices = WHOLE) -> np.ndarray:
         """The crop, or a part of it, float32 (d, h, w) in the scanner's unit."""

@@ -77,6 +77,7 @@ def case_of(entry: dict[str, Any], folder: Path, structures: tuple[str, ...]) ->
         structures=structures,
         sources=entry["sources"],
         files={name: dict(facts) for name, facts in entry["files"].items()},
+        spacing_stated=bool(entry.get("spacing_stated", True)),
     )
 
 

@@ -27,7 +27,7 @@ _OWNER = ".writing"
 
 
 def write_case(folder: Path, image: Volume, bits: np.ndarray, structures: Sequence[str]) -> dict[str, Any]:
-    """Crop to the foreground and store one case; the folder appears complete or not at all.
+    """Crop to the foreground and store one case.
 
     Args:
         folder: the case's own folder, made here.
@@ -47,16 +47,13 @@ def write_case(folder: Path, image: Volume, bits: np.ndarray, structures: Sequen
     cropped = np.ascontiguousarray(bits[slices])
     low, high = SEGVOL.curve(stats).x
     stored, scale = encode_intensities(image.data[slices], high - low)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    np.save(partial / IMAGE, np.ascontiguousarray(stored))
-    write_labels(partial / LABELS, cropped)
+    folder.mkdir(parents=True)
+    np.save(folder / IMAGE, np.ascontiguousarray(stored))
+    write_labels(folder / LABELS, cropped)
     files = {
-        name: {"bytes": (partial / name).stat().st_size, "sha256": file_sha256(partial / name)}
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in (IMAGE, LABELS)
     }
-    os.replace(partial, folder)
     return {
         "grid": {"shape": list(image.grid.shape), "affine": image.grid.affine.tolist()},
         "spacing": list(image.spacing),
