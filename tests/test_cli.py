@@ -269,6 +269,15 @@ def assert_told(outcome: Outcome, *words: str) -> None:
         assert word in sentence, outcome.err
 
 
+def assert_left_out(outcome: Outcome, *words: str) -> None:
+    """Exit code 1, the other cases prepared, and a line on the one that was left out."""
+    assert outcome.code == 1, outcome
+    (line,) = (line for line in outcome.err.splitlines() if line.startswith("left out: "))
+    for word in words:
+        assert word in line, outcome.err
+    assert "3 cases" in outcome.out
+
+
 def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -301,15 +310,14 @@ def test_predict_refuses_a_broken_image(place: Place, tmp_path: Path, kind: str)
 
 
 @pytest.mark.parametrize("kind", BROKEN_IMAGES)
-def test_prepare_and_check_refuse_a_broken_image(tmp_path: Path, kind: str) -> None:
+def test_prepare_leaves_a_broken_image_out_and_check_tells_of_it(tmp_path: Path, kind: str) -> None:
     source = small_folder(tmp_path / "source", 4)
     image = source / "images" / "case_1.nii.gz"
     spoil, words = BROKEN_IMAGES[kind]
     spoil(image)
     words = ("labels/case_1.nii.gz", "has no image") if kind == "missing" else (str(image), *words)
-    outcome = call("prepare", source, "--out", tmp_path / "out", *DESCRIBED)
-    assert_told(outcome, *words)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+    assert_left_out(call("prepare", source, "--out", tmp_path / "out", *DESCRIBED), *words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
     checked = call("check", source, *DESCRIBED)
     assert checked.code == 1
     assert "1 errors" in checked.out
@@ -337,13 +345,13 @@ BROKEN_LABELS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", BROKEN_LABELS)
-def test_prepare_refuses_broken_labels(tmp_path: Path, kind: str) -> None:
+def test_prepare_leaves_broken_labels_out(tmp_path: Path, kind: str) -> None:
     source = small_folder(tmp_path / "source", 4)
     label = source / "labels" / "case_1.nii.gz"
     spoil, words = BROKEN_LABELS[kind]
     spoil(label)
-    assert_told(call("prepare", source, "--out", tmp_path / "out", *DESCRIBED), str(label), *words)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["source"]
+    assert_left_out(call("prepare", source, "--out", tmp_path / "out", *DESCRIBED), str(label), *words)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "source"]
     assert call("check", source, *DESCRIBED).code == 1
 
 
@@ -606,7 +614,7 @@ def test_a_full_graphics_processor_is_told(place: Place, tmp_path: Path, monkeyp
 
 def test_help_and_version() -> None:
     outcome = succeed("--help")
-    for command in ("demo", "prepare", "check", "train", "evaluate", "predict", "report"):
+    for command in ("demo", "prepare", "sets", "leaks", "check", "train", "evaluate", "predict", "report"):
         assert command in outcome.out
         assert "Examples:" in (text := succeed(command, "-h").out) or "Example:" in text
     assert succeed("--version").out.startswith("adaptmedseg ")

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 from small_cases import call
 
-from adaptmedseg.checkpoints import convert, download, known
-from adaptmedseg.checkpoints.download import file_hash
-from adaptmedseg.checkpoints.known import KNOWN, KnownWeights, cache_folder, fetch
+from adaptmedseg.checkpoints import convert, known
+from adaptmedseg.checkpoints.known import KNOWN, KnownWeights, fetch
 from adaptmedseg.checkpoints.store import load_base, save_base
+from adaptmedseg.data.download import cache_folder
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.segvol import SegVol
 
@@ -127,7 +127,7 @@ def test_what_came_whole_but_was_not_renamed_is_kept(weights: KnownWeights) -> N
 
 def test_another_checksum_is_refused_and_nothing_kept(weights: KnownWeights) -> None:
     wrong = replace(weights, sha256="0" * 64)
-    with pytest.raises(UserError, match=r"not the publisher's file \(SHA-256 .*, not 000000000000"):
+    with pytest.raises(UserError, match=r"not the publisher's file \(SHA-256 .*, not SHA-256 000000000000"):
         fetch(wrong)
     assert list(weights.original.parent.iterdir()) == []
 
@@ -140,7 +140,7 @@ def test_a_cached_file_is_checked_at_every_load(weights: KnownWeights, stated: s
     with pytest.raises(UserError, match=r"SHA-256 is .*delete the file and fetch it again") as error:
         fetch(weights)
     assert str(path) in str(error.value)
-    assert ("the publisher's" if stated else "recorded in weights.bin.json") in str(error.value)
+    assert ("the publisher's" if stated else "the one in weights.bin.json") in str(error.value)
 
 
 def test_a_file_put_there_by_hand_is_taken_and_recorded(

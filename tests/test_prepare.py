@@ -6,13 +6,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
-from adaptmedseg.preprocessing import folder as folder_module
+from adaptmedseg.preprocessing import run as run_module
 from adaptmedseg.preprocessing.folder import prepare_folder
 from adaptmedseg.preprocessing.split import fold_patients, patient_of, split_patients
 
@@ -250,19 +251,23 @@ def _spoil(source: Path, kind: str) -> None:
         ("constant", "is constant"),
     ],
 )
-def test_bad_cases_stop_the_run_and_leave_nothing(source: Path, tmp_path: Path, kind: str, says: str) -> None:
+def test_a_bad_case_is_left_out_and_the_others_go_on(source: Path, tmp_path: Path, kind: str, says: str) -> None:
     _spoil(source, kind)
-    with pytest.raises(UserError, match=says) as caught:
-        prepare_folder(source, tmp_path / "out", name="x")
-    assert "\n" not in str(caught.value)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
+    dataset = prepare_folder(source, tmp_path / "out", name="x")
+    (sentence,) = dataset.manifest["left_out"]
+    assert re.search(says, sentence)
+    assert "\n" not in sentence
+    assert str(tmp_path) not in sentence
+    assert [case.id for case in dataset.cases()] == [f"case_{i}" for i in (0, 1, 2, 4, 5)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
-def test_all_bad_cases_are_listed(source: Path, tmp_path: Path) -> None:
-    for i in range(3):
+def test_where_no_case_is_good_all_are_listed_and_nothing_is_left(source: Path, tmp_path: Path) -> None:
+    for i in range(6):
         save(source / "labels" / f"case_{i}.nii.gz", labels_of(7))
-    with pytest.raises(UserError, match=r"(?s)case_0.*And 2 more:.*case_1.*case_2"):
+    with pytest.raises(UserError, match=r"(?s)case_0.*And 5 more:.*case_1.*case_2"):
         prepare_folder(source, tmp_path / "out", name="x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]
 
 
 def test_unlabelled_images_can_be_skipped_and_values_dropped(source: Path, tmp_path: Path) -> None:
@@ -272,10 +277,11 @@ def test_unlabelled_images_can_be_skipped_and_values_dropped(source: Path, tmp_p
     assert dataset.structures == ("peripheral zone",)
 
 
-def test_one_image_under_two_names_is_refused(source: Path, tmp_path: Path) -> None:
+def test_one_image_under_two_names_is_kept_once(source: Path, tmp_path: Path) -> None:
     (source / "images" / "case_1.nii.gz").write_bytes((source / "images" / "case_0.nii.gz").read_bytes())
-    with pytest.raises(UserError, match="case_0, case_1 are one and the same image"):
-        prepare_folder(source, tmp_path / "out", name="x")
+    dataset = prepare_folder(source, tmp_path / "out", name="x")
+    assert "case_0, case_1 are one and the same image" in dataset.manifest["left_out"][0]
+    assert "case_1" not in {case.id for case in dataset.cases()}
 
 
 @pytest.mark.parametrize(
@@ -343,7 +349,7 @@ def test_a_full_disk_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(folder_module, "write_case", full)
+    monkeypatch.setattr(run_module, "write_case", full)
     with pytest.raises(UserError, match="disk is full"):
         prepare_folder(source, tmp_path / "out", name="x")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]

@@ -46,6 +46,16 @@ def test_mirrors_are_mutual_and_parts_exist() -> None:
     assert structure("prostate").parts == ("peripheral zone", "transition zone")
 
 
+def test_a_whole_is_covered_by_its_parts_and_by_nothing_less() -> None:
+    registry = default_registry()
+    zones = ("peripheral zone", "transition zone")
+    assert registry.covering("whole gland", zones) == zones
+    assert registry.covering("prostate", ("prostate", *zones)) == ("prostate",)
+    assert registry.covering("prostate", zones[:1]) is None
+    assert registry.covering("liver", zones) is None
+    assert registry.covering("whole tumour", ("necrotic core", "oedema", "enhancing tumour")) is not None
+
+
 def test_modalities_have_a_family() -> None:
     assert (modality("ct").name, modality("ct").family) == ("CT", "CT")
     for written, meant in (("T2", "T2 MRI"), ("t1-mri", "T1 MRI"), ("LGE", "LGE MRI"), ("cine", "cine MRI")):

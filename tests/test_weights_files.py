@@ -14,9 +14,9 @@ from small_cases import call, save, small_image
 
 from adaptmedseg.adapters.file import save_adapter
 from adaptmedseg.checkpoints.convert import convert
-from adaptmedseg.checkpoints.download import file_hash
 from adaptmedseg.checkpoints.known import KNOWN, KnownWeights
 from adaptmedseg.checkpoints.store import BASE_FORMAT, load_base, read_tensors, save_base, write_tensors
+from adaptmedseg.data.download import file_hash
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.adapter_config import AdapterConfig, LayerAdapterConfig

@@ -1,17 +1,12 @@
 """Published weights by name: where they come from, where they are kept, and how they are fetched."""
 
-import json
-import os
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from adaptmedseg.checkpoints.download import download, file_hash
-from adaptmedseg.data.files import write_atomic
+from adaptmedseg.data.download import OFFLINE, Checksum, cache_folder, check_recorded, download, is_offline
 from adaptmedseg.errors import UserError
 
-CACHE, OFFLINE = "ADAPTMEDSEG_CACHE", "ADAPTMEDSEG_OFFLINE"
 LICENCE = "MIT for the publisher's repository (BAAI-DCAI/SegVol); the weights' page names none: see the publisher"
 UNKNOWN_LICENCE = "unknown: see the publisher"
 
@@ -85,55 +80,20 @@ def published_as(sha256: str) -> KnownWeights | None:
     return next((weights for weights in KNOWN.values() if weights.sha256 == sha256), None)
 
 
-def cache_folder() -> Path:
-    """Where fetched weights are kept: the folder named by ADAPTMEDSEG_CACHE, else the platform's for caches."""
-    if os.environ.get(CACHE):
-        return Path(os.environ[CACHE])
-    if sys.platform == "darwin":
-        root = Path.home() / "Library" / "Caches"
-    elif sys.platform == "win32":
-        root = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "adaptmedseg"
-
-
-def is_offline() -> bool:
-    """Whether ADAPTMEDSEG_OFFLINE forbids the network."""
-    return os.environ.get(OFFLINE, "").strip().lower() not in ("", "0", "false", "no")
-
-
 def fetch(known: KnownWeights, progress: Callable[[int, int], None] | None = None) -> Path:
     """The publisher's file, from the cache or, the first time, from the network; its checksum is checked either way.
 
     `progress` takes (bytes had, bytes in all). Raises UserError offline, for a broken connection (what has come is
     kept, and the next call goes on from there) and for a file whose checksum is another.
     """
-    path, found = known.original, None
+    path = known.original
+    checksum = Checksum("sha256", known.sha256) if known.sha256 else None
     if not path.exists():
         by_hand = f"put {path.name} from {known.page} at {path}"
         if is_offline():
             raise UserError(
                 f"weights '{known.name}': not here, and {OFFLINE} forbids the network; unset it, or {by_hand}"
             )
-        found = download(known.url, path, known.sha256, by_hand, progress)
-    _check(known, path, found or file_hash(path))
+        download(known.url, path, checksum, by_hand, progress)
+    check_recorded(path, known.url, checksum)
     return path
-
-
-def _check(known: KnownWeights, path: Path, found: str) -> None:
-    """Hold the checksum of a cached file against the publisher's or the one recorded at first sight."""
-    note = path.with_name(path.name + ".json")
-    expected, whose = known.sha256, "the publisher's"
-    if expected is None and note.exists():
-        try:
-            expected, whose = str(json.loads(note.read_text())["sha256"]), f"the one recorded in {note.name}"
-        except (KeyError, TypeError, ValueError):
-            raise UserError(f"{note}: is damaged; delete it to have {path.name} recorded anew") from None
-    if expected is not None and found != expected:
-        raise UserError(
-            f"{path}: its SHA-256 is {found[:12]}…, not {whose} {expected[:12]}…; delete the file and fetch it again"
-        )
-    if not note.exists():
-        record = {"url": known.url, "sha256": found, "bytes": path.stat().st_size, "publisher_sha256": known.sha256}
-        write_atomic(note, json.dumps(record, indent=1) + "\n")

@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from adaptmedseg.checkpoints.download import file_hash as file_hash
 from adaptmedseg.checkpoints.foreign import is_pytorch
 from adaptmedseg.checkpoints.known import KNOWN
+from adaptmedseg.data.download import file_hash as file_hash
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.segvol import RELEASED, SMALL, SegVol, SegVolConfig
 

@@ -50,11 +50,26 @@ def _main(
 
 
 def _register() -> None:
-    from adaptmedseg.cli import adapters, bench, check, demo, evaluate, export, predict, prepare, tokens, train, weights
+    from adaptmedseg.cli import (
+        adapters,
+        bench,
+        check,
+        demo,
+        evaluate,
+        export,
+        leaks,
+        predict,
+        prepare,
+        tokens,
+        train,
+        weights,
+    )
 
     commands: list[Callable[..., None]] = [
         demo.demo,
         prepare.prepare,
+        prepare.sets,
+        leaks.leaks,
         check.check,
         train.train,
         evaluate.evaluate,

@@ -10,6 +10,7 @@ from torch import nn
 
 from adaptmedseg.adapters.counts import count_parameters
 from adaptmedseg.cli.common import Device, config_path, console, parse_overrides, training_bar
+from adaptmedseg.data.leaks import refuse_leaks
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.device import pick_device
 from adaptmedseg.evaluation.evaluate import Asked, evaluate_cases, mean_dice
@@ -44,7 +45,10 @@ def train(
     changes = parse_overrides(overrides or [])
     given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
     changes |= {key: value for key, value in given.items() if value is not None}
-    settings = fitted(load_config(config_path(config), TrainConfig, changes))
+    settings = load_config(config_path(config), TrainConfig, changes)
+    if len(settings.data.paths) > 1:
+        refuse_leaks([PreparedDataset.open(path) for path in settings.data.paths], settings.data.fold)
+    settings = fitted(settings)
     chosen = pick_device(device)
     with training_bar(f"training {settings.name}") as progress:
         model, result = run_training(settings, out, chosen, validate=validator(settings, chosen), progress=progress)

@@ -18,7 +18,16 @@ from adaptmedseg.data.dicom_header import SliceHeader, holds_dicom, slice_header
 from adaptmedseg.data.grid import LPS_TO_RAS, Grid, Volume, checked_grid, checked_image, guarded
 from adaptmedseg.errors import UserError
 
-__all__ = ["Series", "dicom_series", "holds_dicom", "pick_series", "read_dicom", "read_modality_tag", "series_grid"]
+__all__ = [
+    "Series",
+    "dicom_series",
+    "holds_dicom",
+    "pick_series",
+    "read_dicom",
+    "read_modality_tag",
+    "read_stack",
+    "series_grid",
+]
 
 _FEWEST = 3
 _NO_SCANS = {"SEG", "RTDOSE", "RTIMAGE", "PR", "KO", "SR", "RTSTRUCT", "RTPLAN"}
@@ -117,17 +126,27 @@ def read_dicom(folder: str | Path, series: str | None = None) -> Volume:
             images at one position, colour or multi-frame files, or a file is truncated.
     """
     folder = Path(folder)
-    chosen = pick_series(folder, series)
-    ordered, grid, notes = _stack(folder, chosen)
-    reader = SimpleITK.ImageSeriesReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetOutputPixelType(SimpleITK.sitkFloat32)  # else the first slice's type holds for slices of other slopes
-    reader.SetFileNames([str(header.path) for header in ordered])
-    image = guarded(folder, reader.Execute)
-    array = SimpleITK.GetArrayFromImage(image).transpose()
-    if array.shape != grid.shape:
-        raise UserError(f"{folder} was read as {array.shape} where its headers say {grid.shape}; export it again.")
-    return replace(checked_image(array, grid, folder, notes, chosen.modality or None), series_uid=chosen.uid)
+    return _read_series(folder, pick_series(folder, series))
+
+
+def read_stack(folder: str | Path) -> tuple[Volume, list[Path]]:
+    """Read all slices of a folder as one volume, whatever their series UIDs say, and their files in the order read.
+
+    Anonymised files may each have a series UID of their own. The paths are in the order of the last axis of the
+    volume's grid (not of the canonical array).
+
+    Raises:
+        UserError: as `read_dicom`.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; give the folder that holds the DICOM files.")
+    headers = slice_headers(folder)
+    if not headers:
+        raise UserError(f"{folder} is a folder without DICOM images; give a volume file or a folder of one series.")
+    series = _series(headers[0].series, headers)
+    volume = _read_series(folder, series)
+    return volume, [header.path for header in _stack(folder, series)[0]]
 
 
 def read_modality_tag(folder: str | Path, series: str | None = None) -> str | None:
@@ -145,6 +164,19 @@ def _series(uid: str, headers: list[SliceHeader]) -> Series:
     slices = sum(header.frames for header in headers)
     survey = slices < _FEWEST or all("LOCALIZER" in header.image_type.upper() for header in headers)
     return Series(uid, first.number, first.description, first.modality, slices, survey, tuple(headers))
+
+
+def _read_series(folder: Path, chosen: Series) -> Volume:
+    ordered, grid, notes = _stack(folder, chosen)
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetOutputPixelType(SimpleITK.sitkFloat32)  # else the first slice's type holds for slices of other slopes
+    reader.SetFileNames([str(header.path) for header in ordered])
+    array = SimpleITK.GetArrayFromImage(guarded(folder, reader.Execute)).transpose()
+    if array.shape != grid.shape:
+        raise UserError(f"{folder} was read as {array.shape} where its headers say {grid.shape}; export it again.")
+    volume = checked_image(array, grid, folder, notes, chosen.modality or None)
+    return replace(volume, series_uid=chosen.uid)
 
 
 def _order(series: Series) -> tuple[int, str]:

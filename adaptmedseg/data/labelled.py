@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from adaptmedseg.data.discover import Pair
-from adaptmedseg.data.labels import LabelScheme
+from adaptmedseg.data.labels import LabelScheme, value_counts
 from adaptmedseg.data.registry import Modality, Registry
 from adaptmedseg.data.volume import Grid, Volume, read_image, read_labels
 from adaptmedseg.errors import UserError
@@ -42,8 +42,7 @@ def read_labelled(pair: Pair, scheme: LabelScheme | None, absent: Absent) -> Lab
     image = read_image(pair.image, pair.channel)
     labels = read_labels(pair.label)
     _check_grids(pair, image, labels)
-    values, counts = np.unique(labels.data, return_counts=True)
-    table = {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    table = value_counts(labels.data)
     unknown = sorted(set(table) - scheme.known_values) if scheme else []
     if unknown:
         raise UserError(

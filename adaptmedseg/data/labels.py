@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,10 +18,15 @@ LabelNames = Mapping[int, str] | Mapping[str, str] | Mapping[int | str, str]
 
 @dataclass(frozen=True)
 class LabelScheme:
-    """`values`: the label values whose union is each structure, in bit order; `dropped`: values read as background."""
+    """`values`: the label values whose union is each structure, in bit order; `dropped`: values read as background.
+
+    `derived` has the structures that no label names and that are the union of others: for each of their parts its
+    label values. A case annotates such a structure only where it annotates every part.
+    """
 
     values: dict[str, tuple[int, ...]]
     dropped: tuple[int, ...] = ()
+    derived: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
     @property
     def structures(self) -> tuple[str, ...]:
@@ -39,7 +44,7 @@ class LabelScheme:
         Raises:
             ValueError: the map holds a value that the scheme does not know.
         """
-        unknown = set(np.unique(labels).tolist()) - self.known_values
+        unknown = set(value_counts(labels)) - self.known_values
         if unknown:
             raise ValueError(f"label values without a name: {sorted(unknown)}")
         table = np.zeros(max(self.known_values) + 1, dtype=bit_dtype(len(self.values)))
@@ -50,6 +55,21 @@ class LabelScheme:
     def voxels(self, counts: Mapping[int, int]) -> dict[str, int]:
         """Voxels of every structure from the voxels of every label value."""
         return {name: sum(counts.get(value, 0) for value in values) for name, values in self.values.items()}
+
+    def has_all_parts(self, name: str, counts: Mapping[int, int]) -> bool:
+        """Whether every part of a derived structure occurs; True for a structure that labels name themselves."""
+        return all(any(counts.get(value) for value in part) for part in self.derived.get(name, ()))
+
+
+def value_counts(labels: np.ndarray) -> dict[int, int]:
+    """Voxels of every value of an unsigned label map of any shape, zero included."""
+    if labels.dtype.itemsize > 2:
+        values, counts = np.unique(labels, return_counts=True)
+        return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+    total = np.zeros(int(labels.max(initial=0)) + 1, np.int64)
+    for plane in labels.reshape(-1, labels.shape[-1]) if labels.ndim < 3 else labels:
+        total += np.bincount(plane.ravel(), minlength=len(total))  # by planes: bincount widens what it is given
+    return {value: int(count) for value, count in enumerate(total) if count}
 
 
 def bit_dtype(count: int) -> np.dtype:
@@ -80,6 +100,36 @@ def label_scheme(given: LabelNames, described: Mapping[str, Any] | None, registr
         raise UserError('No label is named; give the labels, for example --label 1="prostate".')
     bit_dtype(len(merged))
     return LabelScheme(merged, dropped)
+
+
+def scheme_of(structures: Iterable[str], labels: Mapping[int, str], registry: Registry) -> LabelScheme:
+    """The scheme of chosen structures where a set's labels are known.
+
+    Args:
+        structures: canonical names or synonyms, in bit order: what labels name, or a union of it by the registry's
+            hierarchy ("prostate" where peripheral and transition zone are labelled).
+        labels: ``{1: "peripheral zone", ...}``; values that no chosen structure uses are read as background.
+        registry: resolves names and hierarchy.
+
+    Raises:
+        UserError: a structure is neither labelled nor a union of labelled ones, or a name is unknown.
+    """
+    named = _by_structure(labels, registry)
+    values: dict[str, tuple[int, ...]] = {}
+    derived: dict[str, tuple[tuple[int, ...], ...]] = {}
+    for structure in structures:
+        name = registry.structure(structure).name
+        parts = registry.covering(name, named)
+        if parts is None:
+            raise UserError(
+                f"'{name}' is not annotated here and is no union of {', '.join(named)}; choose one of these."
+            )
+        values[name] = tuple(sorted({value for part in parts for value in named[part]}))
+        if parts != (name,):
+            derived[name] = tuple(named[part] for part in parts)
+    bit_dtype(len(values))
+    used = {value for group in values.values() for value in group}
+    return LabelScheme(values, tuple(sorted(set(labels) - used)), derived)
 
 
 def _by_structure(labels: LabelNames, registry: Registry) -> dict[str, tuple[int, ...]]:

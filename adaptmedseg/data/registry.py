@@ -6,7 +6,7 @@ The vocabulary itself is the data file `structures.yaml`. Lookup ignores case, u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -17,7 +17,7 @@ import yaml
 
 from adaptmedseg.errors import UserError
 
-Family = Literal["CT", "MR"]
+Family = Literal["CT", "MR", "photo"]
 Entry = TypeVar("Entry", "Structure", "Modality")
 _SIDES = {"left": "right", "right": "left"}
 
@@ -82,6 +82,24 @@ class Registry:
         """The structure's name after a left-right flip: its partner's, or its own where it has none."""
         structure = self.structure(name)
         return structure.mirror or structure.name
+
+    def covering(self, name: str, annotated: Collection[str]) -> tuple[str, ...] | None:
+        """The annotated structures whose union is `name`: itself, or its parts, or the parts of these.
+
+        Args:
+            name: a structure's name or synonym.
+            annotated: canonical names of what is annotated.
+
+        Returns:
+            Canonical names, or None where the annotated structures do not make up the whole of it.
+        """
+        structure = self.structure(name)
+        if structure.name in annotated:
+            return (structure.name,)
+        found = [self.covering(part, annotated) for part in structure.parts]
+        if not found or any(parts is None for parts in found):
+            return None
+        return tuple(dict.fromkeys(name for parts in found if parts for name in parts))
 
     def extended(self, extra: Mapping[str, Mapping[str, Any]]) -> Registry:
         """A registry with the user's own structures added.
