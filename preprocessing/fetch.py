@@ -40,12 +40,13 @@ def fetch_set(known: DataSet, folder: Path, say: Say, progress: Bytes | None = N
     for file in _files(known, folder, say):
         target = folder / file.name
         note = f"put {file.name} from {known.page} at {target} and run again"
+        found = None
         if not target.exists():
             if is_offline():
                 raise UserError(f"{target} is not there, and {OFFLINE} forbids the network; {note}.")
             say(f"Fetching {file.url}")
-            download(file.url, target, file.checksum, note, progress)
-        check_recorded(target, file.url, file.checksum)
+            found = download(file.url, target, file.checksum, note, progress)
+        check_recorded(target, file.url, file.checksum, found)
         paths.append(target)
     return paths
 

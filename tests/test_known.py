@@ -17,7 +17,7 @@ from small_cases import call
 from adaptmedseg.checkpoints import convert, known
 from adaptmedseg.checkpoints.known import KNOWN, KnownWeights, fetch
 from adaptmedseg.checkpoints.store import load_base, save_base
-from adaptmedseg.data.download import cache_folder
+from adaptmedseg.data.download import Checksum, cache_folder
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.segvol import SegVol
 
@@ -89,8 +89,8 @@ def weights(server: Server) -> KnownWeights:
 
 def test_a_file_is_fetched_once(weights: KnownWeights, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
-    for module in (download, known):
-        monkeypatch.setattr(module, "file_hash", lambda path: hashed.append(path) or file_hash(path))
+    of = Checksum.of
+    monkeypatch.setattr(Checksum, "of", lambda path, algorithm: hashed.append(path) or of(path, algorithm))
     seen: list[tuple[int, int]] = []
     path = fetch(weights, lambda done, total: seen.append((done, total)))
     assert path == cache_folder() / "tiny" / "weights.bin"

@@ -4,13 +4,11 @@ The plain way encodes the view and every window anew for every structure, in flo
 products: what the published script does. Every way runs in a process of its own, so that its peak memory is its own.
 """
 
-import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptmedseg.bench.agreement import dice
+from adaptmedseg.bench.process import in_own_process
 from adaptmedseg.bench.products import EncoderShare, encoder_share
 from adaptmedseg.data.maps import write_probabilities
 from adaptmedseg.data.volume import Grid
@@ -224,25 +223,6 @@ def peak_bytes(device: str) -> int:
     return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else peak_rss(PROC) or 0
 
 
-def _child(way: Way, settings: BenchSettings, folder: Path, connection: Connection) -> None:
-    connection.send(measure(way, settings, folder))
-
-
-def in_own_process(way: Way, settings: BenchSettings, folder: Path) -> WayResult:
-    """`measure` in a fresh process. RuntimeError where it dies (for want of memory, mostly)."""
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(way, settings, folder, sender))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        raise RuntimeError(f"the process of way '{way}' died") from None
-    finally:
-        process.join()
-
-
 @dataclass(frozen=True)
 class BenchResult:
     """All ways measured, and how far their answers agree: largest difference of logits, smallest Dice."""
@@ -264,7 +244,7 @@ def run_bench(
         folder = Path(name)
         for way in ways:
             tell(f"measuring the way '{way}'")
-            results[way] = in_own_process(way, settings, folder)
+            results[way] = in_own_process(way, measure, way, settings, folder)
         for way in ways if "plain" in ways else ():
             plain, other = (np.load(folder / f"{w}.npy", mmap_mode="r") for w in ("plain", way))
             differences[way] = max(float(np.abs(a - b).max()) for a, b in zip(plain, other, strict=True))

@@ -88,12 +88,13 @@ def fetch(known: KnownWeights, progress: Callable[[int, int], None] | None = Non
     """
     path = known.original
     checksum = Checksum("sha256", known.sha256) if known.sha256 else None
+    found = None
     if not path.exists():
         by_hand = f"put {path.name} from {known.page} at {path}"
         if is_offline():
             raise UserError(
                 f"weights '{known.name}': not here, and {OFFLINE} forbids the network; unset it, or {by_hand}"
             )
-        download(known.url, path, checksum, by_hand, progress)
-    check_recorded(path, known.url, checksum)
+        found = download(known.url, path, checksum, by_hand, progress)
+    check_recorded(path, known.url, checksum, found)
     return path

@@ -10,6 +10,7 @@ from adaptmedseg.bench.agreement import Agreement, phantom_agreement
 from adaptmedseg.bench.data import CROP, ORGANS, DataFigures, bench_generated, bench_source
 from adaptmedseg.bench.inference import SIZES, STRUCTURES, BenchResult, BenchSettings, Way, run_bench
 from adaptmedseg.bench.priors import measure_passes
+from adaptmedseg.bench.step import compare_steps
 from adaptmedseg.cli.common import Device, console, named_pairs
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
@@ -117,6 +118,7 @@ def data_report(name: str, found: DataFigures) -> list[str]:
     return lines
 
 
+@app.command()
 def agreement(
     model: Annotated[str, typer.Option(help="Known name, file or run folder.")] = "small",
     cases: Annotated[int, typer.Option(help="Phantoms of each region.", min=1)] = 3,
@@ -146,6 +148,32 @@ def way_agreement(rows: list[Agreement]) -> str:
     return (
         f"{line}; Dice of the {len(found)} that are found: mean {sum(row.dice for row in found) / len(found):.5f}, "
         f"smallest {worst.dice:.5f} ({worst.structure} of {worst.voxels} voxels, {worst.case})"
+    )
+
+
+@app.command()
+def step(
+    size: Annotated[str, typer.Option(help=f"Size of the model: {' or '.join(SIZES)}.")] = "released",
+    device: Device = "auto",
+) -> None:
+    """Time a training step of an adapter against the reference's: six prompts, float32, all weights; random weights.
+
+    \b
+    Examples:
+      adaptmedseg bench step
+      adaptmedseg bench step --size small
+    """
+    if size not in SIZES:
+        raise UserError(f"--size {size}: choose one of {', '.join(SIZES)}")
+    reference, ours = compare_steps(size, str(pick_device(device)))
+    for found in (reference, ours):
+        print(
+            f"{found.way}: {found.seconds:.2f} s a step, peak {found.peak_bytes / 2**30:.2f} GiB, "
+            f"{found.trained:,} trained parameters, first loss {found.first_loss:.6f}"
+        )
+    print(
+        f"{reference.seconds / ours.seconds:.1f} times less time, {ours.peak_bytes / reference.peak_bytes:.0%} of the "
+        f"memory; the losses of the same prompts in float32 differ by {abs(reference.first_loss - ours.first_loss):.1e}"
     )
 
 

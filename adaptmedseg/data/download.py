@@ -77,8 +77,8 @@ def download(
     checksum: Checksum | None,
     by_hand: str,
     progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Fetch `url` to `target`; what has come is kept in TARGET.partial, where a later call goes on.
+) -> Checksum:
+    """Fetch `url` to `target` and give its checksum; what has come stays in TARGET.partial, where a later call goes on.
 
     `checksum` is checked where it is given, and a file with another one is deleted. `by_hand` ends the sentences of
     errors: what to do without network. Raises UserError for errors of network, disk and content.
@@ -99,18 +99,21 @@ def download(
     have = partial.stat().st_size
     if total is not None and have < total:
         raise UserError(f"{url}: the connection ended after {have} of {total} bytes; run again to go on from there")
-    found = Checksum.of(partial, checksum.algorithm) if checksum else None
-    if found != checksum or (total is not None and have > total):
+    found = Checksum.of(partial, checksum.algorithm if checksum else "sha256")
+    wrong = checksum is not None and found != checksum
+    if wrong or (total is not None and have > total):
         partial.unlink()
-        expected = f"{found}, not {checksum}" if found != checksum else "longer than announced"
+        expected = f"{found}, not {checksum}" if wrong else "longer than announced"
         raise UserError(f"{url}: what came is not the publisher's file ({expected}); try again later, or {by_hand}")
     os.replace(partial, target)
+    return found
 
 
-def check_recorded(path: Path, url: str, publisher: Checksum | None) -> None:
+def check_recorded(path: Path, url: str, publisher: Checksum | None, found: Checksum | None = None) -> None:
     """Hold a fetched file against the publisher's checksum, or else against the one recorded when it was first seen.
 
-    The record is FILE.json beside the file; it is written at the first call.
+    The record is FILE.json beside the file; it is written at the first call. `found` is the file's checksum where it is
+    known already, as from `download`.
 
     Raises:
         UserError: the file changed, or the record is damaged.
@@ -122,7 +125,7 @@ def check_recorded(path: Path, url: str, publisher: Checksum | None) -> None:
             expected, whose = Checksum("sha256", json.loads(note.read_text())["sha256"]), f"the one in {note.name}"
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{note}: is damaged; delete it to have {path.name} recorded anew") from None
-    found = Checksum.of(path, expected.algorithm if expected else "sha256")
+    found = found or Checksum.of(path, expected.algorithm if expected else "sha256")
     if expected is not None and found != expected:
         raise UserError(
             f"{path}: its {_ALGORITHMS[found.algorithm]} is {found.digest[:12]}…, not {whose} {expected.digest[:12]}…; "
@@ -130,7 +133,8 @@ def check_recorded(path: Path, url: str, publisher: Checksum | None) -> None:
         )
     if not note.exists():
         stated = f"{publisher.algorithm}:{publisher.digest}" if publisher else None
-        record = {"url": url, "sha256": file_hash(path), "bytes": path.stat().st_size, "publisher": stated}
+        digest = found.digest if found.algorithm == "sha256" else file_hash(path)
+        record = {"url": url, "sha256": digest, "bytes": path.stat().st_size, "publisher": stated}
         write_atomic(note, json.dumps(record, indent=1) + "\n")
 
 
