@@ -10,7 +10,7 @@ from scipy.ndimage import zoom
 
 def block_means(image: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Means over blocks as even as can be, float32 of `size`, which is nowhere larger than the image."""
-    coarse = image.astype(np.float32, copy=False)
+    coarse: np.ndarray = image.astype(np.float32, copy=False)
     for axis, (cells, n) in enumerate(zip(size, image.shape, strict=True)):
         starts = np.arange(cells) * n // cells
         widths = np.diff(np.append(starts, n)).reshape([-1 if a == axis else 1 for a in range(image.ndim)])

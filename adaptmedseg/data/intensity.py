@@ -44,12 +44,18 @@ class IntensityStatistics:
     @classmethod
     def from_json(cls, table: Mapping[str, Any]) -> IntensityStatistics:
         """Undo `to_json`. Raises KeyError, ValueError or TypeError for anything else."""
-        percentiles = [
+        volume, foreground = (
             {float(q): float(value) for q, value in table[key].items()}
             for key in ("volume_percentiles", "foreground_percentiles")
-        ]
-        plain = [float(table[key]) for key in ("lowest", "highest", "foreground_mean", "foreground_std")]
-        return cls(*plain, *percentiles)
+        )
+        return cls(
+            float(table["lowest"]),
+            float(table["highest"]),
+            float(table["foreground_mean"]),
+            float(table["foreground_std"]),
+            volume,
+            foreground,
+        )
 
 
 def intensity_statistics(

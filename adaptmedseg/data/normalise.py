@@ -42,7 +42,7 @@ class Curve:
         """A new float32 array of the same shape."""
         if len(self.x) > 2:
             return np.interp(image, self.x, self.y).astype(np.float32)
-        (low, high), (first, last) = np.float32(self.x), np.float32(self.y)
+        low, high, first, last = (np.float32(knot) for knot in (*self.x, *self.y))
         out = np.clip(image, low, high, dtype=np.float32)
         out -= low
         out *= (last - first) / max(high - low, np.float32(1e-8))
@@ -140,7 +140,7 @@ def fit_landmarks(cases: Iterable[IntensityStatistics]) -> tuple[float, ...]:
         scaled.append((knots[1:-1] - knots[0]) / (knots[-1] - knots[0]))
     if not scaled:
         raise ValueError("landmarks are fitted on at least one case")
-    return tuple(np.round(np.mean(scaled, axis=0), 6).tolist())
+    return tuple(round(float(landmark), 6) for landmark in np.mean(scaled, axis=0))
 
 
 def _nyul_knots(stats: IntensityStatistics) -> tuple[float, ...]:
