@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": {*FILES, "data"},
     "inference": {*FILES, "data", "training"},
     "evaluation": {*FILES, "data", "training", "inference"},
-    "bench": {*FILES, "data", "inference", "preprocessing", "phantoms"},
+    "bench": {*FILES, "data", "training", "inference", "preprocessing", "phantoms"},
     "doctor": {*FILES, "data", "training", "inference", "evaluation"},
     "cli": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms", "bench", "doctor"},
 }
@@ -136,7 +136,12 @@ def test_every_package_is_installed() -> None:
     """The list in pyproject.toml is written by hand, for two top-level folders are installed inside the package."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     folders = {path.parent for path in (ROOT / "adaptmedseg").rglob("*.py")} | {
-        ROOT / "adaptmedseg/evaluation/templates"
+        ROOT / "adaptmedseg/evaluation/templates",
+        ROOT / "adaptmedseg/doctor/templates",
     }
     inside = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
-    assert sorted(listed) == sorted(inside | {"adaptmedseg.preprocessing", "adaptmedseg.configs"})
+    for top in ("preprocessing", "configs"):
+        inside |= {
+            ".".join(("adaptmedseg", *path.parent.relative_to(ROOT).parts)) for path in (ROOT / top).rglob("*.py")
+        }
+    assert sorted(listed) == sorted(inside)

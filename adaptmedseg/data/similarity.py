@@ -61,7 +61,8 @@ def _resampled(image: np.ndarray, spacing: tuple[float, float, float]) -> np.nda
     factors = [size / VOXEL_MM for size in spacing]
     steps = [max(1, int(VOXEL_MM / size / 3)) for size in spacing]  # far finer axes need not be smoothed whole
     image = ndimage.uniform_filter(image.astype(np.float32), steps)[tuple(slice(None, None, step) for step in steps)]
-    factors = [factor * step for factor, step in zip(factors, steps, strict=True)]
+    # Every axis keeps a cell, however thin it is.
+    factors = [max(f * step, 1 / n) for f, step, n in zip(factors, steps, image.shape, strict=True)]
     sigmas = [max(0.0, 0.4 / factor - 0.2) for factor in factors]
     return ndimage.zoom(ndimage.gaussian_filter(image, sigmas), factors, order=1, grid_mode=True, mode="nearest")
 
