@@ -19,7 +19,7 @@ from test_dicom import PLAIN, write_slices
 from adaptmedseg.adapters.file import save_adapter
 from adaptmedseg.checkpoints.store import load_base, save_base
 from adaptmedseg.data.dicom import pick_series
-from adaptmedseg.data.normalise import crop_slices, normalise_volume
+from adaptmedseg.data.normalise import normalised_crop
 from adaptmedseg.data.registry import modality
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.naming import find_cases, structure_file_names
@@ -340,8 +340,7 @@ def test_the_exact_way_is_the_references(models: Path, image: Path, tmp_path: Pa
     base, _ = load_base(str(models / "base.safetensors"))
     plain = InferenceSettings(bf16=False)
     reference = CropSegmenter(base.eval(), TINY.spatial_size, TINY.resize, predictor.device, plain, "region")
-    normalised, crop = normalise_volume(predictor.volume)
-    reference.set_crop(np.ascontiguousarray(normalised[crop_slices(crop)]), MODALITY)
+    reference.set_crop(normalised_crop(predictor.volume)[0], MODALITY)
     (expected,) = reference.segment([StructurePrompt("prostate")], zoom=True)
     (answer,) = predictor.answers(predictor.parse(
         {"version": 1, "space": "voxel", "prompts": [{"structure": "prostate"}]}), zoom=True)  # fmt: skip

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from adaptmedseg import __version__
-from adaptmedseg.data.prepared import file_sha256
+from adaptmedseg.data.files import file_sha256
 from adaptmedseg.inference.naming import Case
 from adaptmedseg.inference.prediction import Answer
 from adaptmedseg.inference.predictor import Predictor
