@@ -50,7 +50,20 @@ def _main(
 
 
 def _register() -> None:
-    from adaptmedseg.cli import adapters, bench, check, demo, evaluate, export, predict, prepare, tokens, train, weights
+    from adaptmedseg.cli import (
+        adapters,
+        bench,
+        check,
+        compare,
+        demo,
+        evaluate,
+        export,
+        predict,
+        prepare,
+        tokens,
+        train,
+        weights,
+    )
 
     commands: list[Callable[..., None]] = [
         demo.demo,
@@ -60,6 +73,7 @@ def _register() -> None:
         evaluate.evaluate,
         predict.predict,
         evaluate.report,
+        compare.compare,
         export.export,
     ]
     for command in commands:

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from adaptmedseg.cli.common import Device, Seed, bar
-from adaptmedseg.cli.evaluate import study_data
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
