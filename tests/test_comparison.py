@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from conftest import TINY  # noqa: F401 (written by test_cli's write_base)
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import wilcoxon
@@ -25,7 +26,6 @@ from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.significance import holm, paired_p
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-STRATEGIES = sorted((CONFIGS / "strategies").glob("*.yaml"))
 
 
 # Statistics -----------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def test_holm_lies_between_p_and_bonferroni(p_values: list[float]) -> None:
         assert after is not None
         assert p <= after <= min(1.0, p * len(p_values)) + 1e-12
     order = np.argsort(p_values, kind="stable")
-    assert all(adjusted[a] <= adjusted[b] for a, b in zip(order, order[1:], strict=False))  # type: ignore[operator]
+    assert all(adjusted[a] <= adjusted[b] for a, b in pairwise(order))  # type: ignore[operator]
 
 
 def test_the_signed_rank_test_is_wilcoxons() -> None:
@@ -73,7 +73,7 @@ def test_seeds_are_averaged_by_case_and_structure() -> None:
 
 
 def outcomes() -> list[StrategyOutcome]:
-    cost = Cost(trained=1000, file_bytes=2_500_000, steps=30, minutes=1.5, total_minutes=2, peak_mib=512)
+    cost = Cost(trained=1000, file_bytes=2_500_000, steps=30, minutes=1.5, peak_mib=512)
     longer = cost.model_copy(update={"steps": 20, "minutes": 1.0, "peak_mib": 800.0})
     base = [record("base", "new", str(i), 0.1) for i in range(6)]
     base += [record("base", "old", str(i), 0.8) for i in range(4)]
@@ -103,7 +103,7 @@ def test_the_table_by_hand() -> None:
 
 def test_scans_of_one_patient_are_one_piece_of_evidence() -> None:
     base = [record("base", "new", f"{p}-{i}", 0.1, p) for p in "abcd" for i in range(5)]
-    other = [record("x", "new", f"{p}-{i}", 0.3 + 0.01 * i, p) for p in "abcd" for i in range(5)]
+    other = [record("x", "new", f"{p}-{i}", 0.3 + 0.01 * i + 0.1 * "abcd".index(p), p) for p in "abcd" for i in range(5)]
     rows = build_table([StrategyOutcome("base", base, [], 0), StrategyOutcome("x", other, [], 0)], {"new"}, "base", "x")
     assert rows[0].p_new == pytest.approx(2 / 16)
     assert rows[0].old is rows[0].change is None
@@ -208,7 +208,6 @@ def test_bad_input_is_one_sentence(place: Path, tmp_path: Path, case: str) -> No
 
 
 def test_no_common_structures(place: Path, tmp_path: Path) -> None:
-    import json
 
     shutil.copytree(place / "new", tmp_path / "new")
     manifest = json.loads((tmp_path / "new" / "manifest.json").read_text())

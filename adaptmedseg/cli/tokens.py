@@ -11,8 +11,8 @@ from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.probe import RIGHT, ProbeRow, probe_csv, summarise
 from adaptmedseg.evaluation.probe import probe as run_probe
-from adaptmedseg.evaluation.token_space import Token, learnt_tokens, map_tokens, posterior_tokens
 from adaptmedseg.evaluation.study import study_data
+from adaptmedseg.evaluation.token_space import Token, learnt_tokens, map_tokens, posterior_tokens
 from adaptmedseg.inference.loading import load_model
 from adaptmedseg.models.adapted import AdaptedSegVol
 

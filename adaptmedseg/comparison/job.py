@@ -5,7 +5,6 @@ A process of its own has its own peak of memory, and its end, whatever it died o
 
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import yaml
@@ -47,7 +46,6 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str
     base: str
-    base_hash: str
     config: TrainConfig | None
     questions: list[Question]
 
@@ -73,14 +71,13 @@ class Cost(BaseModel):
     file_bytes: int
     steps: int
     minutes: float
-    total_minutes: float
     peak_mib: float | None
 
 
 def train_and_measure(config: TrainConfig, out: Path, device_name: str) -> Cost:
     """Train into OUT and say what it took."""
     device = pick_device(device_name)
-    peak, started = PeakMemory(device), time.perf_counter()
+    peak = PeakMemory(device)
     _, result = run_training(config, out, device)
     used = peak.read()
     most = used.get(str(device), used.get("main memory"))
@@ -89,7 +86,6 @@ def train_and_measure(config: TrainConfig, out: Path, device_name: str) -> Cost:
         file_bytes=(out / MODEL_FILE).stat().st_size,
         steps=result.steps,
         minutes=result.minutes,
-        total_minutes=(time.perf_counter() - started) / 60,
         peak_mib=most if isinstance(most, float) else None,
     )
 

@@ -141,7 +141,6 @@ def tasks_of(plan: Plan, strategies: Sequence[Strategy], seeds: Sequence[int], o
             job = Job(
                 name=strategy.name,
                 base=plan.terms.base,
-                base_hash=plan.terms.base_hash,
                 config=config,
                 questions=plan.questions,
             )

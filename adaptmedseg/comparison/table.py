@@ -68,6 +68,12 @@ def _cases(records: Sequence[Record]) -> _Cases:
     return _Cases({key: float(np.mean(values)) for key, values in scores.items()}, patients)
 
 
+@dataclass(frozen=True)
+class _Sides:
+    new: _Cases
+    old: _Cases
+
+
 def summarise(values: Mapping[CaseKey, float], patients: Mapping[CaseKey, PatientKey], seed: int = 0) -> Summary | None:
     """Mean and interval of one value a case, patients being what is resampled; None without a case."""
     if not values:
@@ -94,29 +100,29 @@ def build_table(outcomes: Sequence[Outcome], new: Collection[str], base: str, re
     """Rows in the order of the outcomes. `new` are the names of the data sets that were trained on, `base` is the
     strategy that trains nothing, `reference` the one that all others are tested against."""
     sides = {
-        outcome.name: tuple(
-            _cases([record for record in outcome.records if (record.dataset in new) == is_new])
-            for is_new in (True, False)
+        outcome.name: _Sides(
+            _cases([record for record in outcome.records if record.dataset in new]),
+            _cases([record for record in outcome.records if record.dataset not in new]),
         )
         for outcome in outcomes
     }
-    rows = [_row(outcome, *sides[outcome.name], sides.get(base)) for outcome in outcomes]
+    rows = [_row(outcome, sides[outcome.name], sides.get(base)) for outcome in outcomes]
     if reference not in sides:
         return rows
-    corrected = [
-        holm([None if row.name == reference else _p(sides[reference][side], sides[row.name][side]) for row in rows])
-        for side in (0, 1)
-    ]
-    return [replace(row, p_new=p, p_old=q) for row, p, q in zip(rows, *corrected, strict=True)]
+    against = sides[reference]
+    others = [None if row.name == reference else sides[row.name] for row in rows]
+    p_new = holm([None if other is None else _p(against.new, other.new) for other in others])
+    p_old = holm([None if other is None else _p(against.old, other.old) for other in others])
+    return [replace(row, p_new=p, p_old=q) for row, p, q in zip(rows, p_new, p_old, strict=True)]
 
 
 def _p(reference: _Cases, other: _Cases) -> float | None:
     return paired_p(by_patient(differences(reference.dice, other.dice), other.patients))
 
 
-def _row(outcome: Outcome, new: _Cases, old: _Cases, base: tuple[_Cases, ...] | None) -> StrategyRow:
-    costs = outcome.costs
-    change = {} if base is None else differences(base[1].dice, old.dice)
+def _row(outcome: Outcome, sides: _Sides, base: _Sides | None) -> StrategyRow:
+    costs, new, old = outcome.costs, sides.new, sides.old
+    change = {} if base is None else differences(base.old.dice, old.dice)
     peaks = [cost.peak_mib for cost in costs if cost.peak_mib is not None]
     return StrategyRow(
         name=outcome.name,

@@ -119,8 +119,10 @@ def write_comparison(
         ReportTable("Strategies", HEADER, table, " ".join(notes)),
         ReportTable("By structure", header, by_task, "Mean Dice over cases and seeds."),
     ]
-    judged = reference if reference != base else outcomes[-1].name
-    words = ReportText("Strategies compared", base=base, adapted=judged, tables=tables)
+    names = [outcome.name for outcome in outcomes]
+    first = base if base in names else names[0]
+    judged = reference if reference in names and reference != first else names[-1]
+    words = ReportText("Strategies compared", base=first, adapted=judged, tables=tables)
     return report_study(folder, folder, words)
 
 

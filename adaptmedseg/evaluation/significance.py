@@ -14,7 +14,7 @@ def paired_p(differences: Mapping[Hashable, float]) -> float | None:
     values = np.array(list(differences.values()), dtype=np.float64)
     if not len(values):
         return None
-    return float(wilcoxon(values).pvalue) if values.any() else 1.0
+    return float(wilcoxon(values[values != 0]).pvalue) if values.any() else 1.0
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
