@@ -6,9 +6,11 @@ DATA ?= ../shared/data
 FOLDS ?= 0 1 2 3 4
 MINUTES ?= 3.5
 CT_MINUTES ?= 4
+COMPARE_MINUTES ?= 1.2
+COMPARE_SEEDS ?= 0,1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint format base real clean
+.PHONY: demo test test-slow lint format base real compare clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -72,6 +74,34 @@ real: $(VENV)/installed
 		--data runs/real/openkbp --out runs/real/report --append
 	$(BIN)/adaptmedseg report runs/real/report --title "From head-and-neck CT to prostate MRI" --base base --adapted adapted \
 		--run adapted=runs/real/adapted$(firstword $(FOLDS)) --run U-Net=runs/real/unet$(firstword $(FOLDS)) --run "CT base=runs/real/ct_base"
+
+# All strategies on real volumes: a base of head-and-neck CT learns prostate, left atrium, ventricles and hippocampus on MRI.
+# About an hour and ten minutes on two cores; stopped and started again it goes on where it was.
+compare: $(VENV)/installed runs/compare/ct_base
+	$(BIN)/adaptmedseg compare --base runs/compare/ct_base --old runs/compare/openkbp \
+		--data runs/compare/promise12 --data runs/compare/left_atrium --data runs/compare/acdc --data runs/compare/hippocampus \
+		--seeds $(COMPARE_SEEDS) --minutes $(COMPARE_MINUTES) --reference lora_priors_two_way_multiplicative \
+		--out runs/compare/strategies
+
+runs/compare/ct_base:
+	rm -rf runs/compare
+	$(BIN)/adaptmedseg prepare $(DATA)/openkbp-ct --out runs/compare/openkbp --name openkbp --modality CT \
+		--label 1=brainstem --label "2=spinal cord" --label "3=right parotid gland" --label "4=left parotid gland" \
+		--label 5=esophagus --label 6=larynx --label 7=mandible --test-fraction 0.3 --val-fraction 0
+	$(BIN)/adaptmedseg prepare $(DATA)/promise12/training_data.zip --out runs/compare/promise12 --name promise12 \
+		--modality "T2 MRI" --label 1=prostate --test-fraction 0.4 --val-fraction 0
+	$(BIN)/adaptmedseg prepare $(DATA)/left-atrium-mr --out runs/compare/left_atrium --name left_atrium \
+		--modality "LGE MRI" --label "1=left atrium" --test-fraction 0.375 --val-fraction 0
+	$(BIN)/adaptmedseg prepare $(DATA)/acdc-mr --out runs/compare/acdc --name acdc --modality "cine MRI" \
+		--label "1=right ventricle" --label 2=myocardium --label "3=left ventricle" --patient-pattern "patient\d+" \
+		--test-fraction 0.4 --val-fraction 0
+	$(BIN)/adaptmedseg prepare $(DATA)/hippocampus-mr --out runs/compare/hippocampus --name hippocampus --modality "T1 MRI" \
+		--label "1=anterior hippocampus" --label "2=posterior hippocampus" --test-fraction 0.2 --val-fraction 0
+	$(BIN)/python -m adaptmedseg.phantoms --out runs/compare/phantoms --count 48 --modality CT --seed 9000 --workers 2
+	$(BIN)/adaptmedseg prepare runs/compare/phantoms --out runs/compare/rehearsal --name ct_phantoms --label 1+2=prostate \
+		--test-fraction 0 --val-fraction 0 --workers 2
+	$(BIN)/adaptmedseg train openkbp --data runs/compare/openkbp --data runs/compare/rehearsal --out runs/compare/ct_base \
+		budget.minutes=$(CT_MINUTES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -29,9 +29,21 @@ ALLOWED: dict[str, set[str]] = {
     "training": {*FILES, "data"},
     "inference": {*FILES, "data", "training"},
     "evaluation": {*FILES, "data", "training", "inference"},
+    "comparison": {*FILES, "data", "training", "inference", "evaluation"},
     "bench": {*FILES, "data", "training", "inference", "preprocessing", "phantoms"},
     "doctor": {*FILES, "data", "training", "inference", "evaluation"},
-    "cli": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms", "bench", "doctor"},
+    "cli": {
+        *FILES,
+        "data",
+        "training",
+        "inference",
+        "evaluation",
+        "preprocessing",
+        "phantoms",
+        "bench",
+        "doctor",
+        "comparison",
+    },
 }
 OWNERS = {
     "nibabel": {"data", "preprocessing", "phantoms"},

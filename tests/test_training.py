@@ -43,7 +43,7 @@ STILL = AugmentConfig(
 )
 ALL_PROMPTS = PromptConfig(text=0.2, text_box=0.2, text_points=0.2, box=0.2, points=0.2)
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-TRAIN_CONFIGS = [p for p in sorted(CONFIGS.glob("*.yaml")) if "budget" in yaml.safe_load(p.read_text())]
+TRAIN_CONFIGS = [p for p in sorted(CONFIGS.rglob("*.yaml")) if "budget" in yaml.safe_load(p.read_text())]
 
 
 def view(modality: str = MR, shift: int = 0) -> CachedView:

@@ -68,9 +68,11 @@ def config_path(name: str) -> Path:
     path = Path(name)
     if path.is_file() or path.suffix:
         return path
-    shipped = Path(str(resources.files("adaptmedseg.configs"))) / f"{name}.yaml"
+    folder = Path(str(resources.files("adaptmedseg.configs")))
+    shipped = folder / f"{name}.yaml"
     if not shipped.exists():
-        known = ", ".join(sorted(p.stem for p in shipped.parent.glob("*.yaml")))
+        found = sorted(p.relative_to(folder) for p in folder.rglob("*.yaml"))
+        known = ", ".join(p.with_suffix("").as_posix() for p in sorted(found, key=lambda p: len(p.parts)))
         raise UserError(f"configuration '{name}': neither a file nor a shipped one; shipped are {known}")
     return shipped
 

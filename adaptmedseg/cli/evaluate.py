@@ -1,12 +1,11 @@
 """`adaptmedseg evaluate` and `adaptmedseg report`: scores on unseen cases, and what to make of them."""
 
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, cast
 
 import typer
 
 from adaptmedseg.cli.common import Device, Seed, Structures, bar, named_pairs, split_names
-from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.data.registry import default_registry
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
@@ -17,14 +16,14 @@ from adaptmedseg.evaluation.study import (
     StudyMethod,
     StudyNotes,
     compare_gated,
+    data_notes,
     draw_overlays,
     run_study,
     save_study,
+    study_data,
 )
 from adaptmedseg.evaluation.study_report import ReportText, report_study
 from adaptmedseg.inference.loading import load_model
-
-Split = Literal["train", "val", "test"]
 
 
 def evaluate(
@@ -89,32 +88,12 @@ def wanted_structures(names: str | None, sources: list[StudyData]) -> list[str] 
     return wanted
 
 
-def study_data(path: Path, split: str, fold: int | None) -> StudyData:
-    """The cases to score. UserError where there are none."""
-    dataset = PreparedDataset.open(path)
-    if split not in ("test", "val"):
-        raise UserError(f"--split {split}: choose test or val")
-    cases = dataset.cases(cast(Split, split)) if fold is None else dataset.fold(fold)[1]
-    if not cases:
-        raise UserError(f"{path}: has no {split} case; prepare it with --test-fraction or --folds")
-    return StudyData(dataset, cases)
-
-
 def study_notes(methods: list[StudyMethod], sources: list[StudyData]) -> StudyNotes:
     """What a report says of models and data."""
     return StudyNotes(
         methods={method.name: method.description for method in methods},
         hashes={f"{method.name}, {what}": value for method in methods for what, value in method.loaded.hashes.items()},
-        data={
-            source.dataset.name: {
-                "origin": str(
-                    source.dataset.manifest.get("description") or source.dataset.manifest.get("source") or ""
-                ),
-                "licence": str(source.dataset.manifest.get("licence") or "not stated"),
-                "cases": f"{len(source.dataset.cases())} cases",
-            }
-            for source in sources
-        },
+        data=data_notes(sources),
     )
 
 

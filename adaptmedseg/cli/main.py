@@ -54,6 +54,7 @@ def _register() -> None:
         adapters,
         bench,
         check,
+        compare,
         demo,
         evaluate,
         export,
@@ -75,6 +76,7 @@ def _register() -> None:
         evaluate.evaluate,
         predict.predict,
         evaluate.report,
+        compare.compare,
         export.export,
     ]
     for command in commands:

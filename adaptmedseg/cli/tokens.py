@@ -6,12 +6,12 @@ from typing import Annotated
 import typer
 
 from adaptmedseg.cli.common import Device, Seed, bar
-from adaptmedseg.cli.evaluate import study_data
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.probe import RIGHT, ProbeRow, probe_csv, summarise
 from adaptmedseg.evaluation.probe import probe as run_probe
+from adaptmedseg.evaluation.study import study_data
 from adaptmedseg.evaluation.token_space import Token, learnt_tokens, map_tokens, posterior_tokens
 from adaptmedseg.inference.loading import load_model
 from adaptmedseg.models.adapted import AdaptedSegVol

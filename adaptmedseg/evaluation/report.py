@@ -64,6 +64,16 @@ class Command:
 
 
 @dataclass(frozen=True)
+class ReportTable:
+    """A table of words to show before the scores, with a note below it."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Settings:
     """What is needed to repeat the run. `timings` are seconds per stage."""
 
@@ -95,6 +105,7 @@ class ReportInput:
     settings: Settings = field(default_factory=Settings)
     next_commands: Sequence[Command] = ()
     caveats: Sequence[str] = ()
+    tables: Sequence[ReportTable] = ()
     created: str = ""
     seed: int = 0
 

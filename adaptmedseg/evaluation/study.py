@@ -43,6 +43,17 @@ class StudyData:
     cases: list[PreparedCase]
 
 
+def study_data(path: Path, split: str, fold: int | None) -> StudyData:
+    """The cases to score. UserError where there are none."""
+    dataset = PreparedDataset.open(path)
+    if split not in ("test", "val"):
+        raise UserError(f"--split {split}: choose test or val")
+    cases = dataset.cases("val" if split == "val" else "test") if fold is None else dataset.fold(fold)[1]
+    if not cases:
+        raise UserError(f"{path}: has no {split} case; prepare it with --test-fraction or --folds")
+    return StudyData(dataset, cases)
+
+
 @dataclass
 class StudyNotes:
     """What a report says beside the scores; kept as study.json.
@@ -57,6 +68,18 @@ class StudyNotes:
     gate_on: bool | None = None
     gate_compared: int = 0
     gate_identical: int = 0
+
+
+def data_notes(sources: Sequence[StudyData]) -> dict[str, dict[str, str]]:
+    """What a report says of each data set: origin, licence, number of cases."""
+    return {
+        source.dataset.name: {
+            "origin": str(source.dataset.manifest.get("description") or source.dataset.manifest.get("source") or ""),
+            "licence": str(source.dataset.manifest.get("licence") or "not stated"),
+            "cases": f"{len(source.dataset.cases())} cases",
+        }
+        for source in sources
+    }
 
 
 class MaskStore:

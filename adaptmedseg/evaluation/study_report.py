@@ -20,6 +20,7 @@ from adaptmedseg.evaluation.report import (
     Overlay,
     ReportInput,
     ReportPaths,
+    ReportTable,
     Settings,
     write_report,
 )
@@ -41,6 +42,7 @@ class ReportText:
     goals: Goals | None = None
     next_commands: Sequence[Command] = ()
     caveats: Sequence[str] = ()
+    tables: Sequence[ReportTable] = ()
     timings: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
 
@@ -65,6 +67,7 @@ def report_study(folder: Path, out: Path, text: ReportText) -> ReportPaths:
         settings=_settings(notes, text),
         next_commands=text.next_commands,
         caveats=text.caveats,
+        tables=text.tables,
         seed=text.seed,
     )
     return write_report(out, report)

@@ -1,7 +1,7 @@
 """The training configuration: one complete YAML an experiment, checked before anything runs."""
 
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -144,6 +144,13 @@ class GrowConfig(Strict):
         return self
 
 
+class NoTraining(Strict):
+    """A strategy that trains nothing: the base as it is, for `adaptmedseg compare`."""
+
+    name: str
+    train: Literal["nothing"]
+
+
 class TrainConfig(Strict):
     """One experiment. Without `adapter` all weights of the base are trained and the result is a new base.
 
@@ -166,6 +173,13 @@ class TrainConfig(Strict):
     prompts: PromptConfig = PromptConfig()
     augment: AugmentConfig = AugmentConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def trains_something(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("train") == "nothing":
+            raise ValueError("this strategy trains nothing; it is for `adaptmedseg compare`, so choose another one")
+        return values
 
     @model_validator(mode="after")
     def unet_has_no_adapter(self) -> "TrainConfig":
