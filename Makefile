@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DATA ?= ../shared/data
 FOLDS ?= 0 1 2 3 4
-MINUTES ?= 3.5
+MINUTES ?= 3.4
 CT_MINUTES ?= 4
 COMPARE_MINUTES ?= 1.2
 COMPARE_SEEDS ?= 0,1
@@ -48,7 +48,8 @@ base: $(VENV)/installed  ## train the small base anew on CT phantoms: hours on t
 	$(BIN)/adaptmedseg train base_small --data runs/base/prepared --out runs/base/run
 	$(BIN)/python -m adaptmedseg.checkpoints.ship runs/base/run
 
-# Real volumes: the base trained on with head-and-neck CT, with phantoms among it lest it forget the pelvis, then adapted to prostate MRI, five folds, a U-Net beside it.
+# Real volumes: the base trained on with head-and-neck CT, with phantoms among it lest it forget the pelvis, then adapted
+# to prostate MRI, five folds, a U-Net beside it.
 real: $(VENV)/installed
 	rm -rf runs/real
 	$(BIN)/adaptmedseg prepare $(DATA)/openkbp-ct --out runs/real/openkbp --name openkbp --modality CT \

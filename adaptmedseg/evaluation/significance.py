@@ -1,12 +1,13 @@
 """Paired tests, and what is left of them when several are made."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from scipy.stats import wilcoxon
 
 
-def paired_p(differences: Mapping[Hashable, float]) -> float | None:
+def paired_p(differences: Mapping[Any, float]) -> float | None:
     """Two-sided p of Wilcoxon's signed-rank test (1945) that differences, one a patient, lie about zero.
 
     Differences of zero are left out, as Wilcoxon does; where all are zero p is 1. None without any difference.
