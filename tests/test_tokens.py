@@ -19,9 +19,13 @@ from test_cli import write_base
 from test_growing import model_with
 from test_priors import with_priors
 
-from adaptmedseg.adapters.file import save_adapter
+from adaptmedseg.adapters.card import About
+from adaptmedseg.adapters.file import load_adapter, save_adapter
 from adaptmedseg.bench import inference as bench_inference
 from adaptmedseg.bench.priors import measure_passes
+from adaptmedseg.checkpoints.store import load_base
+from adaptmedseg.data.normalise import SEGVOL, Normalisation
+from adaptmedseg.data.prepared import PreparedCase
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.probe import NO_TASK, OTHER_TASK, RIGHT, ProbeScore, summarise, swaps, with_swapped_tokens
 from adaptmedseg.evaluation.token_space import anatomy, learnt_tokens, map_tokens, principal_components
@@ -167,6 +171,21 @@ def test_probe_prints_every_way_and_keeps_the_scores(files: Path, tmp_path: Path
     rows = list(csv.DictReader((tmp_path / "probe.csv").open()))
     assert len(rows) == 2 * 4
     assert {row["structure"] for row in rows} == {"prostate", "bladder"}
+
+
+@pytest.mark.parametrize("command", ["tokens", "probe"])
+def test_images_are_normalised_as_the_adapter_was_taught(
+    files: Path, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _ = load_base(str(files / "base.safetensors"))
+    model = load_adapter(files / "adapter.safetensors", base)
+    rule = Normalisation(rule="zscore")
+    save_adapter(tmp_path / "zscore.safetensors", model, str(files / "base.safetensors"), {}, About(normalisation=rule))
+    seen, image = [], PreparedCase.image
+    monkeypatch.setattr(PreparedCase, "image", lambda case, given=SEGVOL: (seen.append(given), image(case, given))[1])
+    run = ["adapters", command, tmp_path / "zscore.safetensors", "--data", files / "prepared", "--device", "cpu"]
+    assert call(*run, "--out", tmp_path / "out").code == 0
+    assert seen == [rule]
 
 
 @pytest.mark.parametrize(

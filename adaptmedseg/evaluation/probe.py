@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import torch
 
+from adaptmedseg.data.normalise import Normalisation
 from adaptmedseg.data.prepared import PreparedCase
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.bootstrap import bootstrap_interval
@@ -73,13 +74,22 @@ def swaps(model: AdaptedSegVol, modality: str) -> dict[str, Swap]:
 
 
 def probe_case(
-    segmenter: CropSegmenter, model: AdaptedSegVol, dataset: str, case: PreparedCase, *, zoom: bool
+    segmenter: CropSegmenter,
+    model: AdaptedSegVol,
+    dataset: str,
+    case: PreparedCase,
+    normalisation: Normalisation,
+    *,
+    zoom: bool,
 ) -> list[ProbeScore]:
-    """Scores of one case in all ways; the image is encoded once. Empty for what the model has no tokens for."""
+    """Scores of one case in all ways; the image is encoded once. Empty for what the model has no tokens for.
+
+    `normalisation` is the one that the model was trained with for the case's modality.
+    """
     names = [name for name in case.annotated if name in model.tasks]
     if not names or case.modality not in model.modalities:
         return []
-    segmenter.set_crop(case.image(), case.modality)
+    segmenter.set_crop(case.image(normalisation), case.modality)
     scores = []
     for tokens, swapped in swaps(model, case.modality).items():
         segmenter.model = with_swapped_tokens(model, swapped)
@@ -112,7 +122,8 @@ def probe(
     segmenter = CropSegmenter(model.to(device), loaded.size, loaded.resize, device)
     scores: list[ProbeScore] = []
     for done, (dataset, case) in enumerate(cases, 1):
-        scores += probe_case(segmenter, model, dataset, case, zoom=loaded.zoom_in)
+        rule = loaded.normalisation_of(case.modality)
+        scores += probe_case(segmenter, model, dataset, case, rule, zoom=loaded.zoom_in)
         if progress is not None:
             progress(done, len(cases))
     if not scores:

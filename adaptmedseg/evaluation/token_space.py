@@ -77,7 +77,7 @@ def posterior_tokens(
     for done, case in enumerate(cases, 1):
         names = sorted((name for name in case.annotated if name in model.tasks), key=model.tasks.index)
         if names and case.modality in model.modalities:
-            segmenter.set_crop(case.image(), case.modality)
+            segmenter.set_crop(case.image(loaded.normalisation_of(case.modality)), case.modality)
             prompts = text_prompts([names], [case.modality]).to(device)
             table, modality = model.vocabulary.task_table(prompts), model.vocabulary.modality_index(prompts)
             with model.adapters.applied([model.name]):
