@@ -12,6 +12,7 @@ from small_cases import Outcome, call
 from adaptmedseg.adapters.card import About
 from adaptmedseg.adapters.file import load_adapter, save_adapter
 from adaptmedseg.checkpoints.store import load_base, save_base
+from adaptmedseg.data.normalise import Normalisation
 from adaptmedseg.models.adapter_config import AdapterConfig, PriorsConfig
 from adaptmedseg.models.segvol import SegVol
 
@@ -29,7 +30,7 @@ def folder(tmp_path: Path, tiny_base: SegVol) -> Path:
     for number, (name, config) in enumerate(configs.items()):
         model = perturb(adapted(load_base(str(base))[0], config, name=name), seed=number)
         training = {"config": name, "steps": 3, "structures": ["prostate"], "image_sha256": ["b"]}
-        about = About(name, "mine", (3.0, 1.0, 1.0))
+        about = About(name, "mine", (3.0, 1.0, 1.0), Normalisation(rule="percentile"))
         save_adapter(tmp_path / "runs" / name / "model.safetensors", model, str(base), training, about)
     return tmp_path
 
@@ -113,6 +114,7 @@ def test_merge_writes_a_base_that_computes_the_same(folder: Path, tiny_base: Seg
     )
     assert (card["licence"], card["merged_from"]["adapter"]) == ("mine", "open")  # type: ignore[index]
     assert card["started_from"]["name"] == "tiny"  # type: ignore[index]
+    assert card["training"]["normalisation"]["rule"] == "percentile"  # type: ignore[index]
     assert "note" not in card
     refuse(call("adapters", "merge", folder / "runs" / "open", "--out", out), "exists already")
 

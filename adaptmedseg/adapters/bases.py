@@ -56,7 +56,8 @@ def merge_into_base(path: Path, out: Path, base: str | None = None, *, drop_gate
         "name": card.name,
         "licence": card.licence,
         "started_from": base_card,
-        "training": card.training,
+        # Where bases say how they see intensities; the adapter's way is that of its card.
+        "training": {**card.training, "normalisation": card.preprocessing.normalisation.model_dump(mode="json")},
         "merged_from": {"adapter": card.name, "base": card.base, "base_hash": card.base_hash, "created": card.created},
     }
     if card.config.gate_by_modality:
