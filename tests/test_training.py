@@ -429,6 +429,7 @@ WRONG = {
         {**GOOD, "adapter": {"layers": [], "priors": None}},
         "adapter: .*nothing would be trained",
     ),
+    "more masks than float32 has bits": ({**GOOD, "structures_per_image": 25}, r"structures_per_image: .*25"),
     "missing name": ({"budget": {"steps": 5}}, "name"),
     "a list": ([1, 2], "holds no keys"),
     "nothing": (None, "holds no keys"),

@@ -155,7 +155,8 @@ class TrainConfig(Strict):
     """One experiment. Without `adapter` all weights of the base are trained and the result is a new base.
 
     With `grow` the adapter is a trained one that gets more tokens; `base` is then the one that it names, unless given.
-    `validations` is how often, evenly spread, the cases of the split 'val' are scored on the way.
+    `validations` is how often, evenly spread, the cases of the split 'val' are scored on the way. At most 24
+    `structures_per_image`: their masks are moved together as the bits of one float32 map.
     """
 
     name: str
@@ -167,7 +168,7 @@ class TrainConfig(Strict):
     data: DataConfig = DataConfig()
     budget: BudgetConfig
     batch_size: Annotated[int, Field(ge=1)] = 2
-    structures_per_image: Annotated[int, Field(ge=1)] = 3
+    structures_per_image: Annotated[int, Field(ge=1, le=24)] = 3
     precision: Literal["fp32", "bf16"] = "bf16"
     validations: Annotated[int, Field(ge=0)] = 0
     prompts: PromptConfig = PromptConfig()
