@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import nibabel as nib
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from adaptmedseg.data.grid import Grid, Volume
 from adaptmedseg.data.normalise import SEGVOL, Normalisation, normalised_crop, segvol_normalise
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset, write_case, write_prepared
 from adaptmedseg.data.prepared.arrays import FINEST, encode_intensities
+from adaptmedseg.data.prepared.arrays import read_labels as stored_labels
 from adaptmedseg.data.prepared.manifest import case_of
 from adaptmedseg.data.volume import read_image, read_labels, to_grid
 from adaptmedseg.errors import UserError
@@ -169,6 +171,15 @@ def test_an_old_or_cut_folder_is_refused(source: Path, tmp_path: Path) -> None:
     case = PreparedDataset(out, manifest).cases()[1]
     with pytest.raises(UserError, match=r"labels\.b2nd is damaged"):
         case.labels()
+
+
+def test_a_file_that_could_run_code_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blosc2 files can hold expressions and functions, which older releases run at opening."""
+    operand = blosc2.asarray(np.zeros((2, 3, 4)), urlpath=str(tmp_path / "operand.b2nd"), mode="w")
+    (operand + 1).save(urlpath=str(tmp_path / "labels.b2nd"))
+    monkeypatch.setattr(blosc2, "open", lambda *a, **k: pytest.fail("opened"))
+    with pytest.raises(UserError, match=r"labels\.b2nd is damaged \(it holds something else than a plain array\)"):
+        stored_labels(tmp_path / "labels.b2nd", (2, 3, 4))
 
 
 # Export -----------------------------------------------------------------------------------

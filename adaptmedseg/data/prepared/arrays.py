@@ -23,6 +23,9 @@ WHOLE: Slices = (slice(None), slice(None), slice(None))
 FINEST = 2000  # steps that SegVol's clip range is divided into at least, where 16 bits replace float32
 _CHUNK, _BLOCK = (32, 128, 128), (16, 32, 32)
 _OPEN_FILES = 256
+# The names of a Blosc2 file's parts, in its header. Beside arrays such files can hold expressions and functions, which
+# some releases of Blosc2 run when they open them: a file with anything but an array is not given to it.
+_PLAIN, _ARRAY_ALONE = slice(91, 99), b"\xde\x00\x01\xa4b2nd"
 
 
 @dataclass(frozen=True)
@@ -113,4 +116,7 @@ def _map_image(path: str, changed: int, size: int, process: int) -> np.ndarray:
 
 @lru_cache(maxsize=_OPEN_FILES)
 def _map_labels(path: str, changed: int, size: int, process: int) -> Any:
+    with open(path, "rb") as file:
+        if file.read(_PLAIN.stop)[_PLAIN] != _ARRAY_ALONE:
+            raise ValueError("it holds something else than a plain array")
     return blosc2.open(path, mode="r", mmap_mode="r", dparams={"nthreads": 1})
