@@ -82,7 +82,7 @@ def test_show_tells_the_card_and_checks_the_file(folder: Path) -> None:
         "tasks: prostate, liver",
         "gate: T2 MRI alone",
         "input: 8×32×32, smooth",
-        '"rule":"segvol"',
+        '"rule":"percentile"',
         "median spacing (d, h, w): 3 mm × 1 mm × 1 mm",
         "licence: mine",
         "training: config gated, steps 3",
