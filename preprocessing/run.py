@@ -7,15 +7,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from adaptmedseg.preprocessing.case import Reader, SourceCase
-from adaptmedseg.preprocessing.reading import source_record
+from adaptmedseg.preprocessing.reading import source_record, voxel_file
 from adaptmedseg.preprocessing.resume import Unfinished, case_key
 from adaptmedseg.preprocessing.split import Partition, description, divide
 
+from adaptmedseg.data.files import file_sha256
 from adaptmedseg.data.labelled import Absent, annotated_structures
 from adaptmedseg.data.labels import LabelScheme
 from adaptmedseg.data.prepared import VERSION, PreparedDataset, write_case, write_prepared
@@ -87,9 +88,10 @@ def prepare_plan(
         nonlocal begun
         begun = True
         with open_plan(unfinished) as plan, _telling_of_a_full_disk(out, unfinished):
+            plan, repeated = _told_apart(plan)
             division = divide(plan.cases, plan.partition) if plan.cases else {}
             results = _run(plan, unfinished, workers, progress)
-            kept, left_out = _sort_out(results, list(plan.problems))
+            kept, left_out = _sort_out(results, [*plan.problems, *repeated])
         entries = []
         for case, entry in kept:
             place = {"site": case.site, "modality": case.modality, "contrast": case.contrast}
@@ -117,6 +119,19 @@ def prepare_plan(
         raise
     unfinished.close(keep=False)
     return dataset
+
+
+def _told_apart(plan: Plan) -> tuple[Plan, list[str]]:
+    """The plan without cases that share a name, and a sentence for each such name."""
+    by_id: dict[str, list[SourceCase]] = defaultdict(list)
+    for case in plan.cases:
+        by_id[case.id].append(case)
+    repeated = [
+        f"The cases {' and '.join(str(case.image) for case in cases)} are all called {name}; keep or rename one."
+        for name, cases in by_id.items()
+        if len(cases) > 1
+    ]
+    return replace(plan, cases=[case for case in plan.cases if len(by_id[case.id]) == 1]), repeated
 
 
 @contextmanager
@@ -160,7 +175,10 @@ def _prepare(plan: Plan, case: SourceCase, unfinished: Unfinished) -> _Result:
             {
                 "format": VERSION,
                 "sources": sources,
-                "labels": plan.scheme.values,
+                "labels": list(plan.scheme.values.items()),  # in the order of bits
+                "dropped": plan.scheme.dropped,
+                "parts": plan.scheme.derived,
+                "headers": [_header(case.image), _header(case.label)],
                 "absent": plan.absent,
                 "reader": f"{plan.reader.__module__}.{plan.reader.__qualname__}",
                 "channel": case.channel,
@@ -177,6 +195,11 @@ def _prepare(plan: Plan, case: SourceCase, unfinished: Unfinished) -> _Result:
             raise
         return _Result(case, None, f"{error.filename} cannot be read ({error.strerror}); check it and run again.")
     return _Result(case, entry)
+
+
+def _header(path: Path) -> str | None:
+    """The hash of a header that lies beside its voxels, which `source_record` leaves out; None for other formats."""
+    return None if path.is_dir() or voxel_file(path) == path else file_sha256(path)
 
 
 def _store(plan: Plan, case: SourceCase, folder: Path, sources: dict[str, Any]) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from adaptmedseg.preprocessing import run as run_module
+from adaptmedseg.preprocessing.folder import prepare_folder
 from adaptmedseg.preprocessing.known import prepare_set
 from archives import LAYOUTS, image_of, itk, zipped
 from small_cases import call
 
 from adaptmedseg.data.prepared import PreparedDataset
+from adaptmedseg.errors import UserError
 
 KILLED = """
 import sys, time
@@ -105,6 +107,38 @@ def test_a_case_that_changed_meanwhile_is_made_anew(tmp_path: Path, monkeypatch:
     assert {"Case00", "Case02"} <= set(written) <= {"Case00", "Case02", "Case03"}  # Case01 is kept
     fresh = prepare_set("promise12", tmp_path / "in", tmp_path / "fresh")
     assert content(out) == content(fresh.folder)
+
+
+def test_finished_cases_of_other_bits_or_headers_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order of structures is that of bits, and a header's spacing is not in the file of voxels."""
+    LAYOUTS["promise12"](tmp_path / "in")
+    source = tmp_path / "in" / "training_data"
+    names = {1: "prostate", 2: "bladder"}
+    turned = dict(reversed(names.items()))
+    write = run_module.write_case
+
+    def full(folder: Path, *arguments):
+        if folder.name != "Case00":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(folder, *arguments)
+
+    def prepare(out: Path, labels: dict[int, str]) -> dict[str, bytes]:
+        return content(prepare_folder(source, out, name="x", modality="T2", labels=labels, val_fraction=0).folder)
+
+    monkeypatch.setattr(run_module, "write_case", full)
+    with pytest.raises(UserError, match="disk is full"):
+        prepare(tmp_path / "out", names)
+    assert (tmp_path / "out.unfinished" / "cases" / "Case00").is_dir()
+    monkeypatch.setattr(run_module, "write_case", write)
+    assert prepare(tmp_path / "out", turned) == prepare(tmp_path / "fresh", turned)
+
+    monkeypatch.setattr(run_module, "write_case", full)
+    with pytest.raises(UserError, match="disk is full"):
+        prepare(tmp_path / "moved", names)
+    for header in source.glob("Case00*.mhd"):
+        header.write_text(header.read_text().replace("ElementSpacing = ", "ElementSpacing = 1"))
+    monkeypatch.setattr(run_module, "write_case", write)
+    assert prepare(tmp_path / "moved", names) == prepare(tmp_path / "fresh2", names)
 
 
 def test_a_second_start_leaves_the_first_ones_work_alone(tmp_path: Path) -> None:

@@ -194,6 +194,19 @@ def test_m3d_masks_overlap_and_lists_are_the_split(tmp_path: Path) -> None:
     assert not dataset.manifest["cases"][0]["spacing_stated"]
 
 
+def test_cases_of_one_name_are_left_out_and_told(tmp_path: Path) -> None:
+    """A case that both lists name would be in two splits, and two images of one name in one folder."""
+    LAYOUTS["m3d-seg"](tmp_path)
+    path = tmp_path / "0009" / "0009.json"
+    described = json.loads(path.read_text())
+    described["train"] += described["test"]
+    path.write_text(json.dumps(described))
+    dataset = prepare_set("m3d-seg", tmp_path, tmp_path / "out")
+    assert [case.id for case in dataset.cases()] == ["amos_0001", "amos_0507", "c"]
+    (told,) = dataset.manifest["left_out"]
+    assert "are all called d; keep or rename one" in told
+
+
 def test_m3d_damage_is_told_and_no_code_is_run(tmp_path: Path) -> None:
     LAYOUTS["m3d-seg"](tmp_path / "in")
     folder = tmp_path / "in/0009"
