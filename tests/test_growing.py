@@ -17,8 +17,10 @@ from test_priors import ANSWERS, FUSIONS, HEADS, KINDS
 from test_training import MR, loss_of, masks_of, settings, view
 from torch import Tensor
 
+from adaptmedseg.adapters.card import About
 from adaptmedseg.adapters.file import load_adapter, save_adapter
 from adaptmedseg.checkpoints.store import load_base
+from adaptmedseg.data.normalise import Normalisation
 from adaptmedseg.inference.loading import load_model
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.adapter_config import AdapterConfig, LayerAdapterConfig, PriorsConfig
@@ -27,6 +29,7 @@ from adaptmedseg.models.prompts import text_prompts
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.modules.priors.heads import NEVER_SEEN
 from adaptmedseg.training.config import GrowConfig, OptimiserConfig, PromptConfig, TrainConfig
+from adaptmedseg.training.run import settled
 from adaptmedseg.training.sampling import BatchStream
 from adaptmedseg.training.trainer import Trainer
 
@@ -235,6 +238,18 @@ def test_train_grows_an_adapter_from_file_to_file(chain: Path, tmp_path: Path) -
     summary = json.loads((tmp_path / "second" / "history.json").read_text())["summary"]
     assert summary["structures"] == ["prostate", "bladder"]
     assert summary["grown_from"]["training"]["structures"] == ["prostate"]
+
+
+def test_growth_is_validated_on_images_as_it_is_trained_on(chain: Path, tmp_path: Path) -> None:
+    base, _ = load_base(str(chain / "base.safetensors"))
+    rule = Normalisation(rule="percentile")
+    save_adapter(
+        tmp_path / "old.safetensors", model_with(base, fusion="two-way"), "base", {}, About(normalisation=rule)
+    )
+    growth = GrowConfig(adapter=str(tmp_path / "old.safetensors"), tasks={"prostate": "liver"})
+    given = TrainConfig(name="x", base=None, adapter=None, grow=growth, budget={"steps": 1})
+    assert given.data.normalise != rule
+    assert settled(given).data.normalise == rule
 
 
 def test_train_grows_and_learns_all(chain: Path, tmp_path: Path) -> None:

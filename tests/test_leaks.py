@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from archives import nifti
 from scipy import ndimage
 from small_cases import call
 
-from adaptmedseg.data.leaks import THRESHOLD, align, find_leaks
+from adaptmedseg.data.leaks import THRESHOLD, align, find_leaks, refuse_leaks
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.data.similarity import signature, similarity
 from adaptmedseg.data.volume import read_image
@@ -123,6 +124,22 @@ def test_a_copied_file_is_a_leak_of_its_own(tmp_path: Path) -> None:
     assert (leak.kind, leak.crosses) == ("same file", True)
     assert align(sets, [leak]) == 1
     assert not find_leaks([PreparedDataset.open(s.folder) for s in sets])[0].crosses
+
+
+def test_training_refuses_a_patient_of_a_left_out_fold_whatever_the_numbers_of_folds(tmp_path: Path) -> None:
+    """Fold 1 of the one set is left out; the same patient is in a fold of the other that is trained on."""
+    common = {"modality": "T2", "labels": {1: "prostate"}}
+    sets = [
+        prepare_folder(write(tmp_path / name, seeds), tmp_path / f"out_{name}", name=name, folds=len(seeds), **common)
+        for name, seeds in (("a", {"a0": 30, "a1": 31}), ("b", {"b0": 31, "b1": 32, "b2": 33}))
+    ]
+    folds = [{case.id: case.fold for case in dataset.cases()} for dataset in sets]
+    for left_out in range(2):
+        leaks = (folds[0]["a1"] == left_out) != (folds[1]["b0"] == left_out)
+        with pytest.raises(UserError, match="one patient on two sides") if leaks else nullcontext():
+            refuse_leaks(sets, left_out)
+    with pytest.raises(UserError, match=r"2 and .* has 3 folds, which cannot be aligned"):
+        align(sets, find_leaks(sets))
 
 
 @pytest.mark.realdata

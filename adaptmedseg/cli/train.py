@@ -9,7 +9,7 @@ import typer
 from torch import nn
 
 from adaptmedseg.adapters.counts import count_parameters
-from adaptmedseg.cli.common import Device, config_path, console, parse_overrides, training_bar
+from adaptmedseg.cli.common import Device, bar, config_path, console, parse_overrides, training_bar
 from adaptmedseg.data.leaks import refuse_leaks
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.device import pick_device
@@ -20,7 +20,7 @@ from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.segvol import SMALL, SegVol
 from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.config import TrainConfig, load_config
-from adaptmedseg.training.run import fitted, run_training
+from adaptmedseg.training.run import run_training, settled
 
 
 def train(
@@ -47,8 +47,10 @@ def train(
     changes |= {key: value for key, value in given.items() if value is not None}
     settings = load_config(config_path(config), TrainConfig, changes)
     if len(settings.data.paths) > 1:
-        refuse_leaks([PreparedDataset.open(path) for path in settings.data.paths], settings.data.fold)
-    settings = fitted(settings)
+        datasets = [PreparedDataset.open(path) for path in settings.data.paths]
+        with bar("looking for leaks") as compared:
+            refuse_leaks(datasets, settings.data.fold, compared)
+    settings = settled(settings)
     chosen = pick_device(device)
     with training_bar(f"training {settings.name}") as progress:
         model, result = run_training(settings, out, chosen, validate=validator(settings, chosen), progress=progress)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any, Literal
+from typing import Literal
 
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.prepared import MANIFEST, PreparedCase, PreparedDataset
@@ -18,6 +18,7 @@ from adaptmedseg.errors import UserError
 # of different people below.
 THRESHOLD = 0.75
 Kind = Literal["same file", "near duplicate"]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def find_leaks(
     datasets: Sequence[PreparedDataset],
     *,
     threshold: float = THRESHOLD,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Leak]:
     """All pairs of cases of different patients (or sets) that are one image, or nearly.
 
@@ -62,15 +63,7 @@ def find_leaks(
         threshold: the similarity (see `adaptmedseg.data.similarity`) from which two images count as one.
         progress: called with (pairs compared, pairs in all).
     """
-    items = [_Item(dataset, case, _look(dataset, case)) for dataset in datasets for case in dataset.cases()]
-    pairs = list(_strangers(items))
-    found = []
-    for done, (first, second) in enumerate(pairs, start=1):
-        alike = _alike(first, second, threshold)
-        if alike is not None:
-            found.append(_leak(first, second, *alike))
-        if progress is not None:
-            progress(done, len(pairs))
+    found = [_leak(*twins) for twins in _twins(datasets, threshold, progress)]
     return sorted(found, key=lambda leak: (not leak.crosses, -leak.similarity, leak.first, leak.second))
 
 
@@ -83,11 +76,16 @@ def align(datasets: Sequence[PreparedDataset], leaks: Sequence[Leak]) -> int:
         How many cases moved.
 
     Raises:
-        UserError: two sets have one name, so that their cases cannot be told apart.
+        UserError: two sets have one name, so that their cases cannot be told apart, or unlike numbers of folds, so that
+            one's folds mean nothing in the other; nothing is changed.
     """
     names = [dataset.name for dataset in datasets]
     if len(set(names)) < len(names):
         raise UserError(f"Two of the data sets are called {max(names, key=names.count)!r}; prepare one with --name.")
+    folds = {dataset.folds: dataset for dataset in datasets if dataset.folds is not None}
+    if len(folds) > 1:
+        stated = " and ".join(f"{dataset.folder} has {number}" for number, dataset in folds.items())
+        raise UserError(f"{stated} folds, which cannot be aligned; prepare one of them with the other's --folds.")
     order = {dataset.name: number for number, dataset in enumerate(datasets)}
     entries = {
         (dataset.name, entry["patient"]): [e for e in dataset.manifest["cases"] if e["patient"] == entry["patient"]]
@@ -117,24 +115,35 @@ def align(datasets: Sequence[PreparedDataset], leaks: Sequence[Leak]) -> int:
     return len(moved)
 
 
-def refuse_leaks(datasets: Sequence[PreparedDataset], fold: int | None = None) -> None:
-    """Refuse to train on a patient whom another of the data sets keeps for validation or testing.
+def refuse_leaks(
+    datasets: Sequence[PreparedDataset], fold: int | None = None, progress: Progress | None = None
+) -> None:
+    """Refuse to train on a patient who is kept for validation or testing elsewhere in the data.
+
+    Only pairs of which one is trained on and the other is not are compared.
 
     Args:
         datasets: the data sets that a training takes its cases from.
-        fold: the fold that is left out, None where splits count (with folds, the test split is fold 0).
+        fold: the fold that is left out, None where splits count.
+        progress: called with (pairs compared, pairs in all).
 
     Raises:
         UserError: there is such a patient; the sentence names the pair.
     """
-    held_out = f"fold {fold or 0}"
-    for leak in find_leaks(datasets):
-        if leak.crosses and ("train" in leak.sides or held_out in leak.sides):
-            folders = " ".join(str(dataset.folder) for dataset in datasets)
-            raise UserError(
-                f"{leak.first} and {leak.second} are one patient on two sides ({' and '.join(leak.sides)}); put such "
-                f"pairs on one side with 'adaptmedseg leaks {folders} --align'."
-            )
+
+    def is_trained(item: _Item) -> bool:
+        return item.case.split == "train" if fold is None else item.case.fold != fold
+
+    def side(item: _Item) -> str:
+        return item.case.split if fold is None else f"fold {item.case.fold}"
+
+    pairs = _twins(datasets, THRESHOLD, progress, lambda first, second: is_trained(first) != is_trained(second))
+    for first, second, *_ in pairs:
+        folders = " ".join(str(dataset.folder) for dataset in datasets)
+        raise UserError(
+            f"{first.key} and {second.key} are one patient on two sides ({side(first)} and {side(second)}); put such "
+            f"pairs on one side with 'adaptmedseg leaks {folders} --align'."
+        )
 
 
 def leaks_json(leaks: Sequence[Leak]) -> str:
@@ -142,9 +151,25 @@ def leaks_json(leaks: Sequence[Leak]) -> str:
     return json.dumps([asdict(leak) for leak in leaks], indent=1) + "\n"
 
 
-def _look(dataset: PreparedDataset, case: PreparedCase) -> Signature | None:
-    entry: dict[str, Any] = next(entry for entry in dataset.manifest["cases"] if entry["id"] == case.id)
-    return signature(case.intensities(), case.spacing) if entry.get("spacing_stated", True) else None
+def _twins(
+    datasets: Sequence[PreparedDataset],
+    threshold: float,
+    progress: Progress | None = None,
+    wanted: Callable[[_Item, _Item], bool] = lambda first, second: True,
+) -> Iterator[tuple[_Item, _Item, Kind, float]]:
+    """Wanted pairs of cases that are not known to be one patient and are one image, or nearly."""
+    items = [_Item(dataset, case, _look(case)) for dataset in datasets for case in dataset.cases()]
+    pairs = [pair for pair in _strangers(items) if wanted(*pair)]
+    for done, (first, second) in enumerate(pairs, start=1):
+        alike = _alike(first, second, threshold)
+        if alike is not None:
+            yield first, second, *alike
+        if progress is not None:
+            progress(done, len(pairs))
+
+
+def _look(case: PreparedCase) -> Signature | None:
+    return signature(case.intensities(), case.spacing) if case.spacing_stated else None
 
 
 def _strangers(items: Sequence[_Item]) -> Iterator[tuple[_Item, _Item]]:

@@ -12,8 +12,8 @@ import torch
 import yaml
 from torch import nn
 
-from adaptmedseg.adapters.file import save_adapter
-from adaptmedseg.checkpoints.store import MODEL_FILE, save_base
+from adaptmedseg.adapters.file import read_card, save_adapter
+from adaptmedseg.checkpoints.store import MODEL_FILE, model_path, save_base
 from adaptmedseg.checkpoints.unet_file import save_unet
 from adaptmedseg.data.normalise import fit_landmarks
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset
@@ -121,6 +121,13 @@ def fitted(config: TrainConfig) -> TrainConfig:
     return config.model_copy(update={"data": config.data.model_copy(update={"normalise": chosen})})
 
 
+def settled(config: TrainConfig) -> TrainConfig:
+    """The configuration as it is trained: normalised as the adapter that grows was, or with `fitted` landmarks."""
+    if config.grow is None:
+        return fitted(config)
+    return normalised_alike(config, read_card(model_path(config.grow.adapter)))
+
+
 def input_view(config: TrainConfig, base: SegVol | None) -> tuple[Size3, str]:
     """Input size and way of resizing; the U-Net is given what the small model gets."""
     model_config = base.config if base is not None else SMALL
@@ -172,7 +179,7 @@ def run_training(
     """
     check_free(out)
     start = load_start(config)
-    config = fitted(config if start.card_of_adapter is None else normalised_alike(config, start.card_of_adapter))
+    config = settled(config)
     size, resize = input_view(config, start.base)
     data = load_training_set(config, size, resize)
     old = (0, 0) if start.adapter is None else (len(start.adapter.tasks), len(start.adapter.modalities))
