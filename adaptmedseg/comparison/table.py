@@ -117,7 +117,7 @@ def build_table(outcomes: Sequence[Outcome], new: Collection[str], base: str, re
 
 
 def _p(reference: _Cases, other: _Cases) -> float | None:
-    return paired_p(by_patient(differences(reference.dice, other.dice), other.patients))
+    return paired_p(list(by_patient(differences(reference.dice, other.dice), other.patients).values()))
 
 
 def _row(outcome: Outcome, sides: _Sides, base: _Sides | None) -> StrategyRow:

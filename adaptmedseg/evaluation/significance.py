@@ -1,18 +1,17 @@
 """Paired tests, and what is left of them when several are made."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.stats import wilcoxon
 
 
-def paired_p(differences: Mapping[Any, float]) -> float | None:
+def paired_p(differences: Sequence[float]) -> float | None:
     """Two-sided p of Wilcoxon's signed-rank test (1945) that differences, one a patient, lie about zero.
 
     Differences of zero are left out, as Wilcoxon does; where all are zero p is 1. None without any difference.
     """
-    values = np.array(list(differences.values()), dtype=np.float64)
+    values = np.array(differences, dtype=np.float64)
     if not len(values):
         return None
     return float(wilcoxon(values[values != 0]).pvalue) if values.any() else 1.0
