@@ -40,7 +40,10 @@ def propose(start: Path, name: str, prepared: str, advice: Advice, cases: int, f
         "structures_per_image": (min(3, max(1, len(advice.annotating))), "no more than there are"),
     }
     if advice.smallest < FEW_VIEW_VOXELS:
-        changes["data.zoom_in"] = (ZOOM_IN, "small structures are specks in the view of the whole crop")
+        changes["data.zoom_in"] = (
+            ZOOM_IN,
+            "small structures are specks in the view of the whole crop; predict with --zoom",
+        )
     if advice.uneven:
         changes["data.balance.structure"] = (2.0, "structures are annotated in unlike numbers of cases")
     if family == "CT":

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from adaptmedseg.data.files import write_atomic
+from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.evaluate import Ask, Asked, evaluate_case
@@ -22,6 +23,7 @@ from adaptmedseg.models.unet import ReferenceUNet
 
 RESULTS, NOTES, OVERLAYS, INDEX = "results.jsonl", "study.json", "overlays", "index.json"
 MAX_PICTURES = 30
+SHOWN = Normalisation(rule="percentile")  # for pictures of MRI, in which SegVol's rule makes much tissue black
 Progress = Callable[[int, int], None]
 
 
@@ -191,7 +193,8 @@ def draw_overlays(
     index = read_overlay_index(out)
     for _, record in pick_cases(records, method, MAX_PICTURES):
         case = cases[record.dataset, record.case]
-        png = overlay_png(case.image(), case.mask(record.structure), masks.get(method, record), case.spacing)
+        image = case.image(SEGVOL if case.modality == "CT" else SHOWN)
+        png = overlay_png(image, case.mask(record.structure), masks.get(method, record), case.spacing)
         name = f"{len(index):03d}.png"
         write_atomic(folder / name, png)
         index.append({"file": name, "record": asdict(record)})

@@ -109,9 +109,11 @@ def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
     try:
         yield partial
         (partial / _OWNER).unlink()
+        replaced = out.with_name(out.name + ".replaced")
         if out.exists():
-            shutil.rmtree(out)
+            os.replace(out, replaced)  # what was there stays whole until the new set has its name
         os.replace(partial, out)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
