@@ -100,9 +100,10 @@ def demo(
         paths = [str(dataset.folder) for dataset in mri]
         data = settings.data.model_copy(update={"paths": paths})
         run_training(settings.model_copy(update={"data": data}), out / "adapter", chosen, progress=progress)
+    adapted = load_model(str(out / "adapter"))
     methods = [
         StudyMethod("base", base, f"the CT base as shipped, asked by name ({base.lineage})"),
-        StudyMethod("adapted", load_model(str(out / "adapter")), f"the same base with the adapter file ({config})"),
+        StudyMethod("adapted", adapted, f"the same base with the adapter file: {adapted.lineage}"),
     ]
     open_gate = StudyMethod(OPEN_GATE, ungated(methods[1].loaded), "what CT would lose without the gate; CT alone")
     with watch.stage("evaluate"), bar("evaluating") as evaluated:

@@ -134,11 +134,14 @@ def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:
     hashes = {BASE_HASH: card.base_hash, "adapter file": file_hash(path)}
     every = sorted({*structures, *model.tasks})
     text = f"adapter {card.training.get('config')} on {lineage}"
+    own, of_base = card.preprocessing.normalisation, recorded_normalisation(base_card.get("training"))
+    if own != of_base:
+        text += f"; intensities of adapted modalities by rule '{own.rule}', of others by '{of_base.rule}'"
     config = base.config
     return LoadedModel(
         model.eval(), config.spatial_size, config.resize, every, seen, hashes, text, config.zoom_in,
-        normalisation=card.preprocessing.normalisation,
-        base_normalisation=recorded_normalisation(base_card.get("training")),
+        normalisation=own,
+        base_normalisation=of_base,
     )  # fmt: skip
 
 
