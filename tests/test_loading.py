@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader
 from adaptmedseg.data.normalise import Normalisation, fit_landmarks
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.errors import UserError
-from adaptmedseg.inference.loading import LoadedModel, recorded_normalisation
+from adaptmedseg.inference.loading import LoadedModel, recorded_normalisation, taught_normalisations
+from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.training.artefacts import apply_artefacts, build_artefacts
 from adaptmedseg.training.augment import augment, build_augmentation
@@ -230,8 +231,6 @@ def test_the_rule_is_in_the_views(prepared: PreparedDataset) -> None:
 
 
 def test_a_gated_modality_keeps_the_bases_rule(tiny_base: SegVol) -> None:
-    from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig
-
     model = AdaptedSegVol(tiny_base, AdapterConfig(), ["prostate"], ["T2 MRI"])
     rule = Normalisation(rule="zscore")
     loaded = LoadedModel(model, SIZE, "smooth", [], frozenset(), {}, "x", normalisation=rule)
@@ -239,6 +238,18 @@ def test_a_gated_modality_keeps_the_bases_rule(tiny_base: SegVol) -> None:
     assert loaded.normalisation_of("CT") == Normalisation()
     plain = LoadedModel(tiny_base, SIZE, "smooth", [], frozenset(), {}, "x", normalisation=rule)
     assert plain.normalisation_of("CT") == rule
+
+
+def test_every_modality_is_seen_as_its_last_training_saw_it(tiny_base: SegVol) -> None:
+    """Without a gate too: an adapter of MRI is no reason to show CT in another way than its base learned it."""
+    rule, older = Normalisation(rule="percentile"), Normalisation(rule="zscore")
+    first = {"training": {"modalities": ["CT", "T1 MRI"], "normalisation": older.model_dump(mode="json")}}
+    then = {"training": {"modalities": ["T1 MRI"]}, "started_from": first}
+    assert taught_normalisations(then) == {"CT": older, "T1 MRI": Normalisation()}
+    model = AdaptedSegVol(tiny_base, AdapterConfig(gate_by_modality=False), ["prostate"], ["T2 MRI"])
+    taught = taught_normalisations(then) | {"T2 MRI": rule}
+    loaded = LoadedModel(model, SIZE, "smooth", [], frozenset(), {}, "x", normalisation=rule, taught=taught)
+    assert [loaded.normalisation_of(name) for name in ("CT", "T2 MRI", "PET")] == [older, rule, rule]
 
 
 def test_what_a_model_file_records() -> None:

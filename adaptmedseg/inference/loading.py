@@ -1,7 +1,8 @@
 """Any model file of this project, ready to be asked: a base, an adapter on its base, a U-Net, or a run folder."""
 
 import copy
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -29,7 +30,8 @@ class LoadedModel:
     `structures` are those it was trained to segment; `seen` the SHA-256 of every image that any of its training saw;
     `hashes` what identifies it; `lineage` says in words how it came about; `zoom_in`, whether it is meant to look
     again by windows at full resolution; `untrained`, in a sentence, what of it no training ever saw; `normalisation`,
-    how it was taught to see intensities, and `base_normalisation`, how its base was.
+    how it was taught to see intensities, and `base_normalisation`, how its base was; `taught`, by modality, the rule of
+    the last training that saw it.
     """
 
     model: AnyModel
@@ -43,9 +45,13 @@ class LoadedModel:
     untrained: str = ""
     normalisation: Normalisation = SEGVOL
     base_normalisation: Normalisation = SEGVOL
+    taught: Mapping[str, Normalisation] = field(default_factory=dict)
 
     def normalisation_of(self, modality: str) -> Normalisation:
-        """How images of a modality are normalised for it: the base's way where they take the base's path."""
+        """How images of a modality are normalised for it: as when it was taught, so that a model trained on by MRI sees
+        CT as its base did; for modalities that no training saw, the base's way where they take the base's path."""
+        if modality in self.taught:
+            return self.taught[modality]
         if isinstance(self.model, AdaptedSegVol) and not self.model.is_adapted(modality):
             return self.base_normalisation
         return self.normalisation
@@ -97,7 +103,16 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
         config.zoom_in,
         _untrained(name, card),
         recorded_normalisation(card.get("training")),
+        taught=taught_normalisations(card),
     )
+
+
+def taught_normalisations(card: dict[str, object]) -> dict[str, Normalisation]:
+    """By modality, the rule of the last training that saw it, over a base's card and those of all it came from."""
+    before, training = card.get("started_from"), cast(dict, card.get("training") or {})
+    rules = taught_normalisations(before) if isinstance(before, dict) else {}
+    own = recorded_normalisation(training)
+    return rules | dict.fromkeys(cast(list[str], training.get("modalities", [])), own)
 
 
 def recorded_normalisation(training: object) -> Normalisation:
@@ -142,6 +157,7 @@ def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:
         model.eval(), config.spatial_size, config.resize, every, seen, hashes, text, config.zoom_in,
         normalisation=own,
         base_normalisation=of_base,
+        taught=taught_normalisations(base_card) | dict.fromkeys(model.modalities, own),
     )  # fmt: skip
 
 
