@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from adaptmedseg.preprocessing.fetch import fetch_set
 from adaptmedseg.preprocessing.sets import KNOWN
 from adaptmedseg.preprocessing.sets.model import DataSet, Download
 from archives import LAYOUTS, zipped
+from file_server import FileServer, serving
 from small_cases import call
 
 from adaptmedseg.cli import prepare as prepare_module
@@ -23,49 +22,12 @@ from adaptmedseg.data.download import Checksum
 from adaptmedseg.errors import UserError
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `files` by path, with ranges; `stop_after` cuts the connection once."""
-
-    files: dict[str, bytes]
-    stop_after: int | None = None
-    asked: list[tuple[str, str | None]]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.asked.append((self.path, wanted))
-        content = self.server.files.get(self.path)
-        if content is None:
-            self.send_error(404)
-            return
-        start = int(wanted[6:-1]) if wanted else 0
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(content) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.end_headers()
-        stop, self.server.stop_after = self.server.stop_after, None
-        self.wfile.write(content[start:stop])
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("ADAPTMEDSEG_OFFLINE", raising=False)
-    server = Server(("127.0.0.1", 0), Handler)
-    server.asked, server.files = [], {}
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
@@ -75,9 +37,9 @@ def archive(tmp_path: Path) -> bytes:
 
 
 @pytest.fixture
-def known(server: Server, archive: bytes) -> DataSet:
+def known(server: FileServer, archive: bytes) -> DataSet:
     """PROMISE12 as if this server were its publisher."""
-    base = f"http://127.0.0.1:{server.server_address[1]}"
+    base = server.address
     server.files["/files/training_data.zip"] = archive
     entry = {
         "key": "training_data.zip",
@@ -89,7 +51,7 @@ def known(server: Server, archive: bytes) -> DataSet:
     return replace(KNOWN["promise12"], downloads=(file,), record=f"{base}/record")
 
 
-def test_a_set_is_fetched_checked_and_kept(known: DataSet, server: Server, tmp_path: Path, archive: bytes) -> None:
+def test_a_set_is_fetched_checked_and_kept(known: DataSet, server: FileServer, tmp_path: Path, archive: bytes) -> None:
     said: list[str] = []
     seen: list[tuple[int, int]] = []
     (path,) = fetch_set(known, tmp_path / "down", said.append, lambda *at: seen.append(at))
@@ -107,7 +69,7 @@ def test_a_set_is_fetched_checked_and_kept(known: DataSet, server: Server, tmp_p
         fetch_set(known, tmp_path / "down", said.append)
 
 
-def test_a_broken_connection_goes_on(known: DataSet, server: Server, tmp_path: Path, archive: bytes) -> None:
+def test_a_broken_connection_goes_on(known: DataSet, server: FileServer, tmp_path: Path, archive: bytes) -> None:
     fetch_set(replace(known, downloads=()), tmp_path / "warm", print)  # files named by the record alone
     assert (tmp_path / "warm/training_data.zip").read_bytes() == archive
     known = replace(known, record="", downloads=(replace(known.downloads[0], checksum=Checksum("md5", "0" * 32)),))
@@ -120,7 +82,7 @@ def test_a_broken_connection_goes_on(known: DataSet, server: Server, tmp_path: P
     assert not (tmp_path / "down/training_data.zip").exists()
 
 
-def test_without_a_checksum_the_first_file_is_recorded(known: DataSet, server: Server, tmp_path: Path) -> None:
+def test_without_a_checksum_the_first_file_is_recorded(known: DataSet, server: FileServer, tmp_path: Path) -> None:
     server.files["/record"] = b"no json"
     said: list[str] = []
     (path,) = fetch_set(known, tmp_path, said.append)

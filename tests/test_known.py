@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from file_server import FileServer, serving
 from small_cases import call
 
 from adaptmedseg.checkpoints import convert, known
@@ -25,53 +24,11 @@ CONTENT = bytes(range(256)) * 12_000  # three chunks
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
-class Server(ThreadingHTTPServer):
-    """Serves one file; `stop_after` cuts the connection once, `ranges` says whether it can go on."""
-
-    stop_after: int | None = None
-    ranges = True
-    answer = 0
-    asked: list[str | None]
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self) -> None:
-        wanted = self.headers.get("Range")
-        self.server.asked.append(wanted)
-        if self.server.answer:
-            self.send_error(self.server.answer)
-            return
-        start = int(wanted[6:-1]) if wanted and self.server.ranges else 0
-        if start >= len(CONTENT):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-            return
-        self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(CONTENT) - start))
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        self.end_headers()
-        stop, self.server.stop_after = self.server.stop_after, None
-        self.wfile.write(CONTENT[start:stop])
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
-def server() -> Iterator[Server]:
-    server = Server(("127.0.0.1", 0), Handler)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def server() -> Iterator[FileServer]:
+    with serving() as server:
+        server.files["/files/weights.bin"] = CONTENT
+        yield server
 
 
 @pytest.fixture(autouse=True)
@@ -82,12 +39,12 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def weights(server: Server) -> KnownWeights:
-    url = f"http://127.0.0.1:{server.server_address[1]}/files/weights.bin"
+def weights(server: FileServer) -> KnownWeights:
+    url = f"{server.address}/files/weights.bin"
     return KnownWeights("tiny", url, "the publisher's page", 3, DIGEST)
 
 
-def test_a_file_is_fetched_once(weights: KnownWeights, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_is_fetched_once(weights: KnownWeights, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[Path] = []
     of = Checksum.of
     monkeypatch.setattr(Checksum, "of", lambda path, algorithm: hashed.append(path) or of(path, algorithm))
@@ -104,7 +61,7 @@ def test_a_file_is_fetched_once(weights: KnownWeights, server: Server, monkeypat
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_broken_download_goes_on(weights: KnownWeights, server: Server, ranges: bool) -> None:
+def test_a_broken_download_goes_on(weights: KnownWeights, server: FileServer, ranges: bool) -> None:
     server.stop_after, server.ranges = 2_000_000, ranges
     with pytest.raises(UserError, match=r"the connection ended after \d+ of 3072000 bytes; run again"):
         fetch(weights)
@@ -112,7 +69,7 @@ def test_a_broken_download_goes_on(weights: KnownWeights, server: Server, ranges
     have = weights.original.with_name("weights.bin.partial").stat().st_size
     assert 0 < have <= 2_000_000
     assert fetch(weights).read_bytes() == CONTENT
-    assert server.asked == [None, f"bytes={have}-"]
+    assert server.asked_ranges == [None, f"bytes={have}-"]
 
 
 def test_what_came_whole_but_was_not_renamed_is_kept(weights: KnownWeights) -> None:
@@ -144,7 +101,7 @@ def test_a_cached_file_is_checked_at_every_load(weights: KnownWeights, stated: s
 
 
 def test_a_file_put_there_by_hand_is_taken_and_recorded(
-    weights: KnownWeights, server: Server, monkeypatch: pytest.MonkeyPatch
+    weights: KnownWeights, server: FileServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = replace(weights, sha256=None)
     monkeypatch.setenv("ADAPTMEDSEG_OFFLINE", "1")
@@ -163,7 +120,7 @@ def test_a_file_put_there_by_hand_is_taken_and_recorded(
 
 
 @pytest.mark.parametrize(("answer", "message"), [(404, "answers 404 Not Found"), (503, "answers 503")])
-def test_a_servers_refusal_is_told(weights: KnownWeights, server: Server, answer: int, message: str) -> None:
+def test_a_servers_refusal_is_told(weights: KnownWeights, server: FileServer, answer: int, message: str) -> None:
     server.answer = answer
     with pytest.raises(UserError, match=f"{message}.*put weights.bin from"):
         fetch(weights)
