@@ -27,7 +27,7 @@ from adaptmedseg.training.artefacts import apply_artefacts, build_artefacts
 from adaptmedseg.training.augment import augment, build_augmentation
 from adaptmedseg.training.choice import Choice
 from adaptmedseg.training.config import AugmentConfig, BalanceConfig, DataConfig, PromptConfig, TrainConfig
-from adaptmedseg.training.run import fitted, load_training_set
+from adaptmedseg.training.run import drawn_patients, fitted, load_training_set, training_cases
 from adaptmedseg.training.sampling import Batch, BatchStream
 from adaptmedseg.training.views import CachedView, LazyView
 
@@ -205,6 +205,19 @@ def test_masks_are_moved_by_picking_voxels_never_by_mixing_them(seed: int) -> No
     _, moved = augment(build_augmentation(given, SIZE), torch.rand(1, *SIZE), masks, seed)
     assert moved.dtype == bool
     assert moved.sum(0).max() <= 1
+
+
+def test_few_patients_are_drawn_by_seed_whatever_the_order(tmp_path: Path) -> None:
+    source = small_folder(tmp_path / "in", 6)
+    dataset = prepare_folder(source, tmp_path / "p", name="x", modality="T2", labels=LABELS, test_fraction=0)
+    drawn = [[case.id for _, case in training_cases(config(dataset, patients=count))] for count in (1, 3, 5)]
+    assert [len(ids) for ids in drawn] == [1, 3, 5]
+    assert set(drawn[0]) < set(drawn[1]) < set(drawn[2])
+    cases = dataset.cases("train")
+    assert drawn_patients(cases[::-1], 3, 0, "p")[::-1] == drawn_patients(cases, 3, 0, "p")
+    assert len({tuple(case.id for case in drawn_patients(cases, 2, seed, "p")) for seed in range(20)}) > 1
+    with pytest.raises(UserError, match=r"data\.patients is 9, and there are 5"):
+        training_cases(config(dataset, patients=9))
 
 
 # Normalisation, from training to prediction -----------------------------------------------

@@ -30,6 +30,9 @@ def compare(
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0,1",
     minutes: Annotated[float | None, typer.Option(help="Minutes of each training; or give --steps.")] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of each training; or give --minutes.")] = None,
+    patients: Annotated[
+        int | None, typer.Option(help="Train on so many patients of each new set, drawn by seed; all.", min=1)
+    ] = None,
     fold: Annotated[int | None, typer.Option(help="Keep this fold aside instead of the test split.", min=0)] = None,
     reference: Annotated[str | None, typer.Option(help="Tested against; the base without training by default.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of the comparison; run again to continue.")] = Path("runs/compare"),
@@ -51,7 +54,7 @@ def compare(
     if not data:
         raise UserError("no data to train on: give prepared data sets with --data")
     load_strategies(paths, {})  # what is wrong with a name is said before data are opened
-    plan = make_plan(data, old, base, budget, fold)
+    plan = make_plan(data, old, base, budget, fold, patients)
     chosen = load_strategies(paths, settings_of(plan.terms))
     untrained = next(strategy.name for strategy in chosen if isinstance(strategy, NoTraining))
     against = _reference(reference, chosen, untrained)

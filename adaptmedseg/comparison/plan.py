@@ -22,7 +22,8 @@ PLAN = "comparison.json"
 
 class Terms(BaseModel):
     """What all strategies of a comparison share: data sets by folder with the hash of their manifests, the hash of the
-    base's weights, the budget of each training, and the fold that is kept aside."""
+    base's weights, the budget of each training, the fold that is kept aside, and how many patients of each new set to
+    train on (None for all)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     new: dict[str, str]
@@ -31,6 +32,7 @@ class Terms(BaseModel):
     base_hash: str
     budget: BudgetConfig
     fold: int | None
+    patients: int | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,14 @@ class Plan:
         return frozenset(source.dataset.name for source in self.new)
 
 
-def make_plan(new: Sequence[Path], old: Sequence[Path], base: str, budget: BudgetConfig, fold: int | None) -> Plan:
+def make_plan(
+    new: Sequence[Path],
+    old: Sequence[Path],
+    base: str,
+    budget: BudgetConfig,
+    fold: int | None,
+    patients: int | None = None,
+) -> Plan:
     """Open everything. UserError for a base or data set that can't be used, sets of one name, no case to score, and a
     set whose training and test cases share no structure."""
     weights = weights_hash(load_base(base)[0])
@@ -83,6 +92,7 @@ def make_plan(new: Sequence[Path], old: Sequence[Path], base: str, budget: Budge
         base_hash=weights,
         budget=budget,
         fold=fold,
+        patients=patients,
     )
     return Plan(terms, new_data, old_data, questions)
 
@@ -127,6 +137,7 @@ def settings_of(terms: Terms) -> Mapping[str, object]:
         "budget": terms.budget.model_dump(),
         "data.paths": list(terms.new),
         "data.fold": terms.fold,
+        "data.patients": terms.patients,
         "validations": 0,
     }
 

@@ -92,8 +92,9 @@ def notes_of(plan: Plan, reference: str) -> list[str]:
     """What the table's columns mean, and under which terms it was made."""
     budget = plan.terms.budget
     spent = f"{budget.steps} steps" if budget.steps else f"{budget.minutes:g} minutes"
+    shown = "" if plan.terms.patients is None else f" ({count(plan.terms.patients, 'patient')} of each, drawn by seed)"
     return [
-        f"New data: {listing(sorted(plan.new_names))}; "
+        f"New data: {listing(sorted(plan.new_names))}{shown}; "
         f"old data: {listing([source.dataset.name for source in plan.old]) or 'none'}. "
         f"Base: {plan.terms.base}. Budget of each training: {spent}.",
         "A case's Dice is the mean over its structures and over seeds, by name alone; intervals are bootstrapped over "

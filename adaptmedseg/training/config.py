@@ -37,12 +37,14 @@ class DataConfig(Strict):
 
     `normalise` belongs to the model: it is kept in its file and replayed at prediction. `zoom_in` is the share of
     samples that are windows of full resolution round a structure instead of the whole crop. Views stay in memory up to
-    `cache_gib`; those of further cases are made anew each time.
+    `cache_gib`; those of further cases are made anew each time. `patients` is how many of each data set's patients to
+    train on, drawn by `seed`, of which fewer are always among more; null for all.
     """
 
     paths: list[str] = []
     structures: list[str] | None = None
     fold: int | None = None
+    patients: Annotated[int, Field(ge=1)] | None = None
     normalise: Normalisation = SEGVOL
     zoom_in: Fraction = 0.0
     balance: BalanceConfig = BalanceConfig()

@@ -1,9 +1,10 @@
 """One training from a configuration: data in, one model file and its history out."""
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -53,10 +54,21 @@ def training_cases(config: TrainConfig) -> list[tuple[PreparedDataset, PreparedC
         dataset = PreparedDataset.open(path)
         fold = config.data.fold
         chosen = dataset.cases("train") if fold is None else dataset.fold(fold)[0]
+        if config.data.patients is not None:
+            chosen = drawn_patients(chosen, config.data.patients, config.seed, path)
         cases.extend((dataset, case) for case in chosen)
     if not cases:
         raise UserError(f"{', '.join(config.data.paths)}: no training case; prepare the data with a smaller test share")
     return cases
+
+
+def drawn_patients(cases: Sequence[PreparedCase], count: int, seed: int, path: str) -> list[PreparedCase]:
+    """Cases of `count` patients, drawn by seed from their names alone, in the cases' order. UserError for too few."""
+    names = {case.patient for case in cases}
+    if count > len(names):
+        raise UserError(f"{path}: data.patients is {count}, and there are {len(names)} patients to train on; lower it")
+    drawn = sorted(names, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())[:count]
+    return [case for case in cases if case.patient in drawn]
 
 
 def load_training_set(config: TrainConfig, size: Size3, resize) -> TrainingSet:
