@@ -145,6 +145,20 @@ def test_a_grown_modality_is_not_named_before_it_was_learnt(tiny_base: SegVol) -
         assert model.modality_shares(model.embed(views(1, tiny_base), [MR])) == {}
 
 
+def test_what_images_look_like_does_not_change_by_growing(tiny_base: SegVol) -> None:
+    model = AdaptedSegVol(tiny_base, AdapterConfig(), ["a"], [MR, "CT"])
+    assert model.priors is not None
+    assert model.priors.modality_head is not None
+    model.priors.modality_head.start_learning([0, 1])
+    torch.nn.init.normal_(model.priors.modality_head.classifier.fc2.weight)
+    with torch.inference_mode():
+        embedding = model.embed(views(1, tiny_base), [MR])
+        before = model.modality_shares(embedding)
+        grow(model, {}, {T1: None})
+        assert model.modality_shares(embedding) == pytest.approx(before, abs=1e-6)
+    assert before.keys() == {MR, "CT"}
+
+
 WRONG_GROWTH = {
     "known task": ({"liver": None}, {}, "'liver' has a token already"),
     "unknown relative": ({"uterus": "prostate"}, {}, "'prostate', from which 'uterus' is to start, has no token"),

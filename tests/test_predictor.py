@@ -16,6 +16,7 @@ from adaptmedseg.data.maps import write_probabilities
 from adaptmedseg.data.normalise import segvol_normalise
 from adaptmedseg.data.volume import Volume, read_grid, read_image, to_grid
 from adaptmedseg.errors import UserError
+from adaptmedseg.inference.asking import check_prompts, prompt_origin, task_tokens
 from adaptmedseg.inference.loading import LoadedModel
 from adaptmedseg.inference.predictor import Prediction, Predictor
 from adaptmedseg.inference.prompt_file import PromptSet
@@ -269,6 +270,24 @@ def test_masks_and_probabilities_one_file_a_structure(tiny_base: SegVol, tmp_pat
 
 def asking_by_name(*names: str) -> dict[str, object]:
     return {"version": 1, "space": "voxel", "prompts": [{"structure": name} for name in names]}
+
+
+def test_prompt_tokens_are_task_tokens_that_act_through_names(tiny_base: SegVol, tmp_path: Path) -> None:
+    config = AdapterConfig(layers=[], priors=None, prompt_tokens=True)
+    adapted = AdaptedSegVol(tiny_base, config, ["prostate"], ["T2 MRI"])
+    loaded = LoadedModel(adapted, (8, 32, 32), "smooth", [], frozenset(), {}, "tokens")
+    assert task_tokens(loaded, "T2 MRI") == ["prostate"]
+    assert task_tokens(loaded, "CT") == []
+    predictor = Predictor(loaded, torch.device("cpu"), PLAIN)
+    predictor.set_image(save(tmp_path / "scan.nii.gz", small_image(0)), "T2 MRI")
+    document = asking_by_name("prostate")
+    (prompt,) = document["prompts"]  # type: ignore[misc]
+    assert prompt_origin(loaded, "T2 MRI", predictor.parse(document).prompts[0]) == "text + task token"
+    prompt |= {"text": False, "box": {"min": [8, 4, 1], "max": [16, 12, 6]}}
+    assert prompt_origin(loaded, "T2 MRI", predictor.parse(document).prompts[0]) == "user box"
+    prompt["task"] = True
+    with pytest.raises(UserError, match="act through names"):
+        check_prompts(loaded, "T2 MRI", predictor.parse(document))
 
 
 def test_the_origin_of_every_mask_is_kept(tiny_base: SegVol, tmp_path: Path) -> None:

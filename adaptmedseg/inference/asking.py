@@ -14,9 +14,14 @@ FIXED_OUTPUT = "none (a fixed output)"
 def task_tokens(loaded: LoadedModel, modality: str) -> list[str]:
     """The structures that have a task token for images of a modality."""
     model = loaded.model
-    if not isinstance(model, AdaptedSegVol) or model.priors is None or not model.is_adapted(modality):
+    if not isinstance(model, AdaptedSegVol) or not model.has_tokens or not model.is_adapted(modality):
         return []
     return list(model.tasks)
+
+
+def _acts_through_names(loaded: LoadedModel) -> bool:
+    """Whether task tokens change what a name says, and nothing without one (prompt tokens without context priors)."""
+    return isinstance(loaded.model, AdaptedSegVol) and loaded.model.priors is None
 
 
 def automatic_prompts(loaded: LoadedModel, modality: str) -> PromptSet:
@@ -47,6 +52,10 @@ def check_prompts(loaded: LoadedModel, modality: str, prompts: PromptSet) -> Non
         if entry.task and entry.structure not in tokens:
             known = f"task tokens only for {', '.join(tokens)}" if tokens else f"no task tokens for {modality}"
             raise UserError(f"{place}: task is true, but the model has {known}; leave task out")
+        if entry.task and not entry.text and _acts_through_names(loaded):
+            raise UserError(
+                f"{place}: this adapter's task tokens act through names; set text to true or leave task out"
+            )
         if entry.task is False and entry.structure in tokens:
             raise UserError(
                 f"{place}: task is false, but this adapter always uses its task token; leave task out, or ask the base"
@@ -59,7 +68,8 @@ def prompt_origin(loaded: LoadedModel, modality: str, entry: StructurePrompts) -
         return FIXED_OUTPUT
     ways = {
         "text": entry.text,
-        "task token": entry.structure in task_tokens(loaded, modality),
+        "task token": entry.structure in task_tokens(loaded, modality)
+        and (entry.text or not _acts_through_names(loaded)),
         "user points": bool(entry.points),
         "user box": entry.box is not None,
     }

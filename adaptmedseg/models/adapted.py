@@ -49,6 +49,11 @@ class AdaptedSegVol(nn.Module):
         """The modalities that have tokens."""
         return list(self.vocabulary.modalities)
 
+    @property
+    def has_tokens(self) -> bool:
+        """Whether structures have tokens of their own: context priors', or prompt tokens."""
+        return self.priors is not None or self.prompt_tokens is not None
+
     def _hosts(self) -> dict[str, nn.Module]:
         """Everything that an adapter may be hung on, by the names that targets match."""
         fusion = {} if self.priors is None else dict(self.priors.named_modules(prefix="priors"))
@@ -66,8 +71,7 @@ class AdaptedSegVol(nn.Module):
 
     def set_scale(self, name: str, scale: float) -> None:
         """As `AdapterSet.set_scale`; context priors are in use or, at 0, not: there is nothing between."""
-        tokens = self.priors is not None or self.prompt_tokens is not None
-        if name == self.name and tokens and scale not in (0, 1):
+        if name == self.name and self.has_tokens and scale not in (0, 1):
             raise UserError(f"adapter '{name}': has tokens, which no scale of {scale:g} can weigh; use 0 or 1")
         self.adapters.set_scale(name, scale)
 

@@ -2,7 +2,6 @@
 
 from typing import Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from adaptmedseg.modules.priors.heads import MaskTokenUpdate, ModalityHead, PosteriorPrototypes
@@ -106,14 +105,15 @@ class ContextPriors(nn.Module):
         """What modality the images (b, c, *grid) look like, (b, m); None without the head.
 
         The head is Hermes', what it reads is not: tokens of the image's own modality would hold the answer before
-        they saw the image. Here the tokens of an unknown modality, the mean of all, look at the image by the first
-        fusion block, so that a wrong statement can be told from a right one.
+        they saw the image. Here the mean of the tokens of all modalities that the head knows looks at the image by the
+        first fusion block, so that a wrong statement can be told from a right one. Modalities added later, unknown to
+        the head, change nothing.
         """
         if self.modality_head is None:
             return None
-        unknown = torch.full((len(image_embedding),), -1, device=image_embedding.device)
+        unknown = self.pool.mean_modality(self.modality_head.seen()).expand(len(image_embedding), -1, -1)
         block = self._blocks()[0]
-        tokens = block.update_priors(self._features(image_embedding), self.pool.modalities(unknown), TokenLayout(0))
+        tokens = block.update_priors(self._features(image_embedding), unknown, TokenLayout(0))
         return self.modality_head(tokens)
 
     def grow(self, tasks: list[int | None], modalities: list[int | None]) -> None:

@@ -49,6 +49,11 @@ class PriorPool(nn.Module):
         known = torch.cat([table, table.mean(0, keepdim=True)])
         return known[torch.where(modality < 0, len(table), modality)]
 
+    def mean_modality(self, chosen: Tensor) -> Tensor:
+        """The mean (l, c) over the sets of some modalities, (m,) true for each; of all where none is chosen."""
+        table = partly_frozen(self.modality_prior, self.frozen_modalities)
+        return (table[chosen] if chosen.any() else table).mean(0)
+
     def frozen_numbers(self) -> int:
         """How many numbers get no gradient."""
         return frozen_share((self.task_prior, self.frozen_tasks), (self.modality_prior, self.frozen_modalities))
