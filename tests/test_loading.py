@@ -27,8 +27,8 @@ from adaptmedseg.training.artefacts import apply_artefacts, build_artefacts
 from adaptmedseg.training.augment import augment, build_augmentation
 from adaptmedseg.training.choice import Choice
 from adaptmedseg.training.config import AugmentConfig, BalanceConfig, DataConfig, PromptConfig, TrainConfig
-from adaptmedseg.training.run import drawn_patients, fitted, load_training_set, training_cases
 from adaptmedseg.training.sampling import Batch, BatchStream
+from adaptmedseg.training.training_set import drawn_patients, fitted, load_training_set, training_cases
 from adaptmedseg.training.views import CachedView, LazyView
 
 SIZE = (8, 16, 16)

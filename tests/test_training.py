@@ -21,6 +21,7 @@ from adaptmedseg.models.adapter_config import AdapterConfig, LayerAdapterConfig,
 from adaptmedseg.models.prompts import text_prompts
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.training.augment import augment, build_augmentation
+from adaptmedseg.training.average import WeightAverage
 from adaptmedseg.training.config import (
     AugmentConfig,
     BudgetConfig,
@@ -31,9 +32,11 @@ from adaptmedseg.training.config import (
 )
 from adaptmedseg.training.losses import bce_loss, dice_loss, segmentation_loss, target_on_map
 from adaptmedseg.training.muon import BatchedMuon
+from adaptmedseg.training.observer import Observer
+from adaptmedseg.training.optimisers import build_optimisers, learning_rate_factor
 from adaptmedseg.training.sampling import Batch, BatchStream
 from adaptmedseg.training.simulate import box_of, simulate_boxes, simulate_points
-from adaptmedseg.training.trainer import Trainer, WeightAverage, build_optimisers, learning_rate_factor
+from adaptmedseg.training.trainer import Trainer
 from adaptmedseg.training.views import CachedView
 
 SIZE = (8, 32, 32)
@@ -190,7 +193,7 @@ def test_boxes_surround_their_masks() -> None:
 def test_points_lie_where_their_labels_say() -> None:
     masks = np.stack([*masks_of(view()).values(), np.zeros(SIZE, bool)])
     for seed in range(5):
-        points, labels = simulate_points(masks, np.random.default_rng(seed))
+        points, labels = simulate_points(masks, 1 + seed % 4, np.random.default_rng(seed))
         assert points.shape == (*labels.shape, 3)
         for mask, places, inside in zip(masks, points.long().numpy(), labels.numpy(), strict=True):
             assert mask[tuple(places.T)].tolist() == (inside == 1).tolist()
@@ -384,11 +387,15 @@ def test_validations_see_the_average_and_leave_the_weights(tiny_base: SegVol) ->
         seen.append(float(next(model.parameters()).detach().sum()))
         return 0.5
 
-    config = settings(40, adapter=None)
+    class Watch(Observer):
+        def logged(self, done: float, row: dict[str, float]) -> None:
+            shown.append(done)
+
+    config = settings(40, adapter=None, validations=2)
     source = BatchStream([view()], 1, 1, PromptConfig(), STILL, 0)
     trainer = Trainer(tiny_base, source, config, torch.device("cpu"))
     shown: list[float] = []
-    result = trainer.run(validate, 2, lambda done, row: shown.append(done))
+    result = trainer.run(validate, [Watch()])
     assert [row["step"] for row in result.history if "val_dice" in row] == [20, 40]
     assert len(seen) == 2
     assert shown == [0.25, 0.5, 0.75, 1.0]

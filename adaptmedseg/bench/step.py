@@ -23,8 +23,8 @@ from adaptmedseg.models.prompts import Prompts, text_prompts
 from adaptmedseg.models.segvol import SegVol, upsample_logits
 from adaptmedseg.training.config import OptimiserConfig
 from adaptmedseg.training.losses import segmentation_loss, target_on_map
+from adaptmedseg.training.optimisers import build_optimisers
 from adaptmedseg.training.run import freeze_text_tower
-from adaptmedseg.training.trainer import build_optimisers
 
 StepWay = Literal["reference", "ours"]
 STRUCTURE, MODALITY = "prostate", "T2 MRI"

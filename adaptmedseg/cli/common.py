@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from adaptmedseg.errors import UserError
+from adaptmedseg.training.observer import Observer
 
 console = Console(stderr=True)  # standard output is kept for results that scripts read
 
@@ -30,25 +31,41 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+class TrainingBar(Observer):
+    """Shows a training in a progress bar; a log file gets a line every tenth of the budget."""
+
+    def __init__(self, text: str, progress: Progress):
+        self.text = text
+        self.progress = progress
+        self.task = progress.add_task(text, total=1.0, row="")
+        self.told = 0
+
+    def started(self, step: int) -> None:
+        if step:
+            self._print(f"{self.text}: goes on after step {step}")
+
+    def logged(self, done: float, row: dict[str, float]) -> None:
+        shown = f"step {row['step']}  loss {row['loss']:.3f}"
+        if "val_dice" in row:
+            self._print(f"{self.text}: step {row['step']}, validation Dice {row['val_dice']:.3f}")
+        self.progress.update(self.task, completed=done, row=shown)
+        if not console.is_terminal and int(done * 10) > self.told:
+            self.told = int(done * 10)
+            print(f"{self.text}: {done:.0%}  {shown}", file=sys.stderr, flush=True)
+
+    def noted(self, text: str) -> None:
+        self._print(f"note: {text}")
+
+    def _print(self, text: str) -> None:
+        console.print(text, markup=False, soft_wrap=True, highlight=False)
+
+
 @contextmanager
-def training_bar(text: str) -> Iterator[Callable[[float, dict[str, float]], None]]:
-    """A progress bar for training; the function it gives takes (share done, history row)."""
+def training_bar(text: str) -> Iterator[TrainingBar]:
+    """A progress bar for training."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[row]}"), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(text, total=1.0, row="")
-        told = 0
-
-        def update(done: float, row: dict[str, float]) -> None:
-            shown = f"step {row['step']}  loss {row['loss']:.3f}"
-            if "val_dice" in row:
-                console.print(f"{text}: step {row['step']}, validation Dice {row['val_dice']:.3f}")
-            progress.update(task, completed=done, row=shown)
-            nonlocal told
-            if not console.is_terminal and int(done * 10) > told:  # a log file gets a line every tenth
-                told = int(done * 10)
-                print(f"{text}: {done:.0%}  {shown}", file=sys.stderr, flush=True)
-
-        yield update
+        yield TrainingBar(text, progress)
 
 
 def text_table(header: list[str], rows: list[list[str]]) -> str:

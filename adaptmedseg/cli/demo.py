@@ -28,7 +28,8 @@ from adaptmedseg.inference.loading import load_model, ungated
 from adaptmedseg.phantoms import write_phantoms
 from adaptmedseg.preprocessing.folder import prepare_folder
 from adaptmedseg.training.config import TrainConfig, load_config
-from adaptmedseg.training.run import check_free, run_training
+from adaptmedseg.training.run import run_training
+from adaptmedseg.training.run_folder import check_free
 
 # Case seeds derive from these and the demo's seed; the base model's phantoms were drawn from others (make base).
 CT_SEED, T2_SEED, T1_SEED = 910_000, 920_000, 930_000
@@ -96,10 +97,10 @@ def demo(
             phantom_set(out, "T1 MRI", T1_SEED + seed, train_cases, test_cases),
         ]
     test = [StudyData(dataset, dataset.cases("test")) for dataset in (ct, *mri)]
-    with watch.stage("train"), training_bar("adapting to MRI") as progress:
+    with watch.stage("train"), training_bar("adapting to MRI") as shown:
         paths = [str(dataset.folder) for dataset in mri]
         data = settings.data.model_copy(update={"paths": paths})
-        run_training(settings.model_copy(update={"data": data}), out / "adapter", chosen, progress=progress)
+        run_training(settings.model_copy(update={"data": data}), out / "adapter", chosen, observers=[shown])
     adapted = load_model(str(out / "adapter"))
     methods = [
         StudyMethod("base", base, f"the CT base as shipped, asked by name ({base.lineage})"),

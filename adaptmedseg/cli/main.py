@@ -11,6 +11,7 @@ import typer
 from adaptmedseg import __version__
 from adaptmedseg.device import keep_freed_memory
 from adaptmedseg.errors import UserError
+from adaptmedseg.training.stop import STOPPED_EXIT, TrainingStopped
 
 # What the user can do about an error of the file system.
 REMEDIES = {
@@ -89,7 +90,8 @@ def _register() -> None:
 
 
 def run() -> None:
-    """Entry point. Exit code 0 is success, 1 some cases failed, 2 bad input (one sentence on standard error)."""
+    """Entry point. Exit code 0 is success, 1 some cases failed, 2 bad input (one sentence on standard error), 75 a
+    training was asked to stop and goes on with --resume."""
     if not app.registered_commands:
         _register()
     keep_freed_memory()
@@ -98,6 +100,9 @@ def run() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except TrainingStopped as stopped:
+        print(f"{stopped}; start it again with --resume to go on", file=sys.stderr)
+        sys.exit(STOPPED_EXIT)
     except MemoryError:
         print("error: the memory is full; close other programs or take a larger machine", file=sys.stderr)
         sys.exit(2)

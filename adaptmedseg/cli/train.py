@@ -9,6 +9,7 @@ import typer
 from torch import nn
 
 from adaptmedseg.adapters.counts import count_parameters
+from adaptmedseg.checkpoints.store import MODEL_FILE
 from adaptmedseg.cli.common import Device, bar, config_path, console, parse_overrides, training_bar
 from adaptmedseg.data.leaks import refuse_leaks
 from adaptmedseg.data.prepared import PreparedDataset
@@ -20,7 +21,11 @@ from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.segvol import SMALL, SegVol
 from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.config import TrainConfig, load_config
+from adaptmedseg.training.processes import Processes
 from adaptmedseg.training.run import run_training, settled
+from adaptmedseg.training.run_folder import RunFolder
+from adaptmedseg.training.stop import StopRequest
+from adaptmedseg.training.trainer import TrainResult
 
 
 def train(
@@ -31,6 +36,9 @@ def train(
     base: Annotated[str | None, typer.Option(help="Base to start from: small, a file or a run; replaces base.")] = None,
     fold: Annotated[int | None, typer.Option(help="Leave this fold out; replaces data.fold.", min=0)] = None,
     seed: Annotated[int | None, typer.Option(help="Replaces seed.", min=0)] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the unfinished training of --out; start where there is none.")
+    ] = False,
     device: Device = "auto",
 ) -> None:
     """Train an adapter (or, where the configuration says so, a whole base or the reference U-Net).
@@ -39,6 +47,7 @@ def train(
     Examples:
       adaptmedseg train adapt --data prepared/my_mri --out runs/my_mri
       adaptmedseg train adapt --data prepared/my_mri --out runs/long budget.minutes=30
+      adaptmedseg train adapt --data prepared/my_mri --out runs/long budget.minutes=30 --resume
       adaptmedseg train grow --data prepared/more --out runs/more grow.adapter=runs/my_mri 'grow.tasks={uterus: fresh}'
       adaptmedseg train prostate --data prepared/promise12 --fold 0 --out runs/fold0
     """
@@ -46,20 +55,39 @@ def train(
     given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
     changes |= {key: value for key, value in given.items() if value is not None}
     settings = load_config(config_path(config), TrainConfig, changes)
+    chosen = pick_device(device)
+    processes, folder = Processes.join(chosen), RunFolder(out)
+    processes.of_first(lambda: folder.check(resume) if not (resume and folder.is_complete) else None)
+    processes.of_first(lambda: look_for_leaks(settings))
+    settings = settled(settings)
+    if resume and folder.is_finished(settings):
+        print(f"{out}: is finished")
+        return
+    with StopRequest().by_signal() as stop, training_bar(f"training {settings.name}") as shown:
+        validate = validator(settings, chosen)
+        model, result = run_training(
+            settings, out, chosen, resume=resume, validate=validate, observers=[shown], stop=stop
+        )
+    if processes.is_first:
+        tell(out, model, result)
+
+
+def look_for_leaks(settings: TrainConfig) -> None:
+    """UserError where two of the data sets hold one patient on both sides."""
     if len(settings.data.paths) > 1:
         datasets = [PreparedDataset.open(path) for path in settings.data.paths]
         with bar("looking for leaks") as compared:
             refuse_leaks(datasets, settings.data.fold, compared)
-    settings = settled(settings)
-    chosen = pick_device(device)
-    with training_bar(f"training {settings.name}") as progress:
-        model, result = run_training(settings, out, chosen, validate=validator(settings, chosen), progress=progress)
+
+
+def tell(out: Path, model: nn.Module, result: TrainResult) -> None:
+    """Print what a training did."""
     for note in result.notes:
         console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
     if isinstance(model, AdaptedSegVol):
         for count in count_parameters(model.trained_tensors()):
             print(f"{count.kind} in {count.part}: {count.parameters:,} parameters")
-    size = (out / "model.safetensors").stat().st_size / 1e6
+    size = (out / MODEL_FILE).stat().st_size / 1e6
     print(
         f"{out}: {result.steps} steps in {result.minutes:.1f} min, {result.trained:,} trained parameters, "
         f"file {size:.1f} MB"

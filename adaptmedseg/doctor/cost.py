@@ -13,11 +13,11 @@ from adaptmedseg.inference.loading import load_model
 from adaptmedseg.inference.machine import Bytes, PeakMemory
 from adaptmedseg.inference.memory import Job, Step, estimate, footprint
 from adaptmedseg.inference.settings import InferenceSettings
-from adaptmedseg.training.config import BudgetConfig, TrainConfig
-from adaptmedseg.training.run import TrainingSet, build_model, freeze_text_tower, input_view
-from adaptmedseg.training.sampling import BatchStream
+from adaptmedseg.training.config import BudgetConfig, DataConfig, TrainConfig
+from adaptmedseg.training.run import build_model, build_stream, freeze_text_tower, input_view
 from adaptmedseg.training.start import load_start
 from adaptmedseg.training.trainer import Trainer
+from adaptmedseg.training.training_set import TrainingSet
 from adaptmedseg.training.views import CachedView
 
 TRIED_STEPS = 3
@@ -71,9 +71,7 @@ def measure_cost(
     model = build_model(config, start, data)
     freeze_text_tower(model)
     tried = config.model_copy(update={"budget": BudgetConfig(steps=TRIED_STEPS)})
-    stream = BatchStream(
-        data.views, config.batch_size, config.structures_per_image, config.prompts, config.augment, config.seed
-    )
+    stream = build_stream(config.model_copy(update={"data": DataConfig()}), data)
     peak = PeakMemory(device)
     result = Trainer(model, stream, tried, device).run()
     seconds = result.minutes * 60 / TRIED_STEPS

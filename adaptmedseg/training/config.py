@@ -127,6 +127,30 @@ class OptimiserConfig(Strict):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
+class CheckpointConfig(Strict):
+    """How often a training writes a checkpoint to go on from: every `minutes` by the clock on the wall, every `steps`,
+    or whichever comes first; with neither, only when it is asked to stop. The last `keep` of them stay.
+
+    They are removed when the training is done, unless it is `extendable`: then the last one stays, and the same
+    training with a larger budget goes on from it.
+    """
+
+    minutes: Positive | None = 10.0
+    steps: Annotated[int, Field(ge=1)] | None = None
+    keep: Annotated[int, Field(ge=1)] = 2
+    extendable: bool = False
+
+
+class ComputeConfig(Strict):
+    """How a training is computed. None of this changes what is learnt, but for rounding.
+
+    `accumulate` cuts each process's share of a batch into that many pieces, computed one after the other, so that less
+    memory is needed.
+    """
+
+    accumulate: Annotated[int, Field(ge=1)] = 1
+
+
 class GrowConfig(Strict):
     """A trained adapter (file or run folder) that gets tokens for more tasks or modalities.
 
@@ -157,8 +181,9 @@ class TrainConfig(Strict):
     """One experiment. Without `adapter` all weights of the base are trained and the result is a new base.
 
     With `grow` the adapter is a trained one that gets more tokens; `base` is then the one that it names, unless given.
-    `validations` is how often, evenly spread, the cases of the split 'val' are scored on the way. At most 24
-    `structures_per_image`: their masks are moved together as the bits of one float32 map.
+    `batch_size` counts the images of a step over all processes. `validations` is how often, evenly spread, the cases of
+    the split 'val' are scored on the way. At most 24 `structures_per_image`: their masks are moved together as the bits
+    of one float32 map.
     """
 
     name: str
@@ -176,6 +201,8 @@ class TrainConfig(Strict):
     prompts: PromptConfig = PromptConfig()
     augment: AugmentConfig = AugmentConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+    compute: ComputeConfig = ComputeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
 
     @model_validator(mode="before")
     @classmethod

@@ -12,10 +12,11 @@ from adaptmedseg.models.prompts import Prompts
 from adaptmedseg.training.augment import augment, build_augmentation
 from adaptmedseg.training.choice import Choice
 from adaptmedseg.training.config import AugmentConfig, BalanceConfig, PromptConfig
-from adaptmedseg.training.simulate import simulate_boxes, simulate_points
+from adaptmedseg.training.simulate import points_inside, simulate_boxes, simulate_points
 from adaptmedseg.training.views import View
 
 EVERY_CASE_ONCE = BalanceConfig()
+OF_STEP, OF_SAMPLE = 17, 13  # streams of random numbers, apart from those of `Choice`
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,41 @@ class Batch:
     masks: Tensor
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which part of every step's batch one process makes: `pieces` of the batch's `of` equal pieces, from `first` on.
+
+    A process has one piece, or several where gradients are accumulated.
+    """
+
+    first: int = 0
+    pieces: int = 1
+    of: int = 1
+
+
+ALL = Share()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One view (1, d, h, w) and its share of a batch's prompts; masks (n, d, h, w) and what `Prompts` holds of them."""
+
+    modality: str
+    image: Tensor
+    names: list[str]
+    masks: Tensor
+    points: Tensor | None
+    labels: Tensor | None
+    boxes: Tensor | None
+
+
 class BatchStream(IterableDataset):
-    """An endless stream of batches. Batch i depends on the seed and i alone, whatever worker makes it."""
+    """An endless stream of batches of `batch_size` views, a batch a step.
+
+    A sample depends on the seed and its place in the stream alone, and what a batch has in common (the kind of prompt)
+    on the seed and the step: not on the worker or the process that makes it, nor on how a batch is cut into pieces.
+    Iteration gives the pieces of `share`, from step `start` on.
+    """
 
     def __init__(
         self,
@@ -54,32 +88,47 @@ class BatchStream(IterableDataset):
         self.seed = seed
         self.zoom_in = zoom_in
         self.choice = Choice(self.views, balance, seed)
+        self.share = ALL
+        self.start = 0
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
         index, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         while True:
-            yield self.batch(index)
+            steps, piece = divmod(index, self.share.pieces)
+            yield self.batch(self.start + steps, self.share.first + piece, self.share.of)
             index += step
 
-    def batch(self, index: int) -> Batch:
-        rng = np.random.default_rng([self.seed, index])
-        kind = str(rng.choice(list(self.shares), p=list(self.shares.values())))
-        images, masks, names, image_index, modalities = [], [], [], [], []
-        for row in range(self.batch_size):
-            view = self.views[self.choice.case(index * self.batch_size + row)]
-            image, drawn = self._sample(view, rng)
-            images.append(image)
-            modalities.append(view.modality)
-            for name, mask in drawn.items():
-                names.append(name)
-                masks.append(mask)
-                image_index.append(row)
-        stacked = np.stack(masks)
-        points, labels = simulate_points(stacked, rng) if "points" in kind else (None, None)
-        boxes = simulate_boxes(stacked, rng) if "box" in kind else None
-        prompts = Prompts(torch.tensor(image_index), names, modalities, "text" in kind, points, labels, boxes)
-        return Batch(torch.stack(images), prompts, torch.from_numpy(stacked))
+    def batch(self, step: int, piece: int = 0, of: int = 1) -> Batch:
+        """The batch of a step, or one of its `of` equal pieces."""
+        common = np.random.default_rng([self.seed, OF_STEP, step])
+        kind = str(common.choice(list(self.shares), p=list(self.shares.values())))
+        n_inside = points_inside(common)
+        size = self.batch_size // of
+        first = step * self.batch_size + piece * size
+        samples = [self.sample(position, kind, n_inside) for position in range(first, first + size)]
+        names, modalities = [s.names for s in samples], [s.modality for s in samples]
+        index = torch.tensor([row for row, found in enumerate(names) for _ in found])
+        prompts = Prompts(
+            index,
+            [name for found in names for name in found],
+            modalities,
+            "text" in kind,
+            _joined([s.points for s in samples]),
+            _joined([s.labels for s in samples]),
+            _joined([s.boxes for s in samples]),
+        )
+        return Batch(torch.stack([s.image for s in samples]), prompts, torch.cat([s.masks for s in samples]))
+
+    def sample(self, position: int, kind: str, n_inside: int) -> "Sample":
+        """The view at a position of the stream, changed at random, with prompts of a kind."""
+        rng = np.random.default_rng([self.seed, OF_SAMPLE, position])
+        view = self.views[self.choice.case(position)]
+        image, drawn = self._sample(view, rng)
+        masks = np.stack(list(drawn.values()))
+        points, labels = simulate_points(masks, n_inside, rng) if "points" in kind else (None, None)
+        boxes = simulate_boxes(masks, rng) if "box" in kind else None
+        return Sample(view.modality, image, list(drawn), torch.from_numpy(masks), points, labels, boxes)
 
     def _sample(self, view: View, rng: np.random.Generator) -> tuple[Tensor, dict[str, np.ndarray]]:
         # No number is drawn where nothing is to be decided, so that a stream of views alone stays what it was.
@@ -109,3 +158,9 @@ class BatchStream(IterableDataset):
         names = [centre, *(self.choice.structures(others, more, rng) if others and more else [])]
         bits = [windows.case.structures.index(name) for name in names]
         return image, np.stack([(labels >> bit) & 1 == 1 for bit in bits]), names
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    """The parts of all samples, which all have one or all have none."""
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if given else None

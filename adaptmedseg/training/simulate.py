@@ -29,9 +29,13 @@ def simulate_boxes(masks: np.ndarray, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(np.stack(boxes).astype(np.float32))
 
 
-def simulate_points(masks: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Random points (n, p, 3) and labels (n, p) of masks (n, d, h, w): inside ones first, at least one outside."""
-    n_inside = int(rng.integers(1, MAX_POINTS + 1))
+def points_inside(rng: np.random.Generator) -> int:
+    """How many points are placed inside of a structure: one number for all prompts that share a batch."""
+    return int(rng.integers(1, MAX_POINTS + 1))
+
+
+def simulate_points(masks: np.ndarray, n_inside: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Random points (n, n_inside + 1, 3) and labels of masks (n, d, h, w): inside ones first, at least one outside."""
     points, labels = [], []
     for mask in masks:
         inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)

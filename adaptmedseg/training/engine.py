@@ -1,0 +1,118 @@
+"""One step of a training, on however many processes and whatever devices, over Accelerate."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.state import AcceleratorState
+from torch import Tensor, nn
+
+from adaptmedseg.models.growing import frozen_numbers
+from adaptmedseg.training.average import WeightAverage
+from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.losses import segmentation_loss, target_on_map
+from adaptmedseg.training.objective import ModalityObjective, TrainingForward
+from adaptmedseg.training.optimisers import build_optimisers, learning_rate_factor
+from adaptmedseg.training.processes import Processes
+from adaptmedseg.training.sampling import Batch
+from adaptmedseg.training.state import TrainingState
+
+
+class Engine:
+    """Holds the prepared model, its optimisers and the average of its weights, and makes steps.
+
+    `modalities` are those of the training data. The loss of a step is the mean over its prompts, wherever they are
+    computed, so that it does not matter how many processes share a batch.
+    """
+
+    def __init__(self, model: nn.Module, modalities: list[str], config: TrainConfig, device: torch.device):
+        self.config = config
+        self.model = model
+        self.accelerator = _accelerator(config, device)
+        self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
+        self.modality = ModalityObjective(model, modalities)
+        self.forward = self.accelerator.prepare(TrainingForward(model, modalities=self.modality.active))
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        optimisers = build_optimisers(model, config.optimiser)
+        self.optimisers = [self.accelerator.prepare(optimiser) for optimiser in optimisers]
+        self.average = WeightAverage(self.parameters, config.optimiser.ema)
+        self.state = TrainingState(model, self.average, optimisers)
+
+    @property
+    def device(self) -> torch.device:
+        return self.accelerator.device
+
+    @property
+    def trained_numbers(self) -> int:
+        return sum(p.numel() for p in self.parameters) - frozen_numbers(self.model)
+
+    @property
+    def learning_rate(self) -> float:
+        return self.optimisers[0].param_groups[0]["lr"]
+
+    def step(self, batches: list[Batch], done: float) -> float:
+        """One update, from this process's pieces of the step's batch; `done` is the share of the budget that is spent.
+
+        Returns this process's part of the loss: the parts of all processes add up to the step's.
+        """
+        self._set_learning_rate(done)
+        prompts, images = self.processes.total(
+            [sum(len(batch.prompts) for batch in batches), sum(len(batch.images) for batch in batches)]
+        )
+        losses = []
+        for number, batch in enumerate(batches, 1):
+            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.forward):
+                loss = self._loss(batch, prompts, images)
+                # Gradients are averaged over the processes, whose parts of the loss are to be summed.
+                self.accelerator.backward(loss * self.processes.count)
+            losses.append(loss.detach())
+        self.accelerator.clip_grad_norm_(self.parameters, self.config.optimiser.clip)
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
+        self.average.update()
+        return float(torch.stack(losses).sum())
+
+    def _loss(self, batch: Batch, prompts: float, images: float) -> Tensor:
+        """A batch's part of the loss of a step that has so many prompts and images."""
+        with self.accelerator.autocast():
+            output = self.forward(batch.images.to(self.device), batch.prompts.to(self.device))
+        target = target_on_map(batch.masks.to(self.device), output.masks.shape[1:])
+        loss = segmentation_loss(output.masks, target) * (len(batch.prompts) / prompts)
+        if self.modality.active:
+            share = len(batch.images) / images
+            loss = loss + self.modality.weight * share * self.modality.loss(output, batch.prompts)
+        return loss
+
+    def _set_learning_rate(self, done: float) -> None:
+        settings = self.config.optimiser
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = settings.lr * learning_rate_factor(done, settings.warmup)
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint holds of this beside tensors."""
+        scaler = self.accelerator.scaler
+        return {"average_steps": self.average.steps, "scaler": None if scaler is None else scaler.state_dict()}
+
+    def load_facts(self, facts: dict[str, Any]) -> None:
+        """Undo what happened since `facts`."""
+        self.average.steps = facts["average_steps"]
+        if self.accelerator.scaler is not None and facts["scaler"]:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+
+    def finish(self) -> None:
+        """Leave the averaged weights in the model, as it was before it was prepared."""
+        self.average.swap()
+        self.accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
+
+
+def _accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
+    AcceleratorState._reset_state(reset_partial_state=True)  # else a process is bound to its first run's precision
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # Accelerate takes the current one
+    # Images of one modality, or prompts of one kind, leave parts of a model unused.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    precision = "no" if config.precision == "fp32" else config.precision
+    return Accelerator(mixed_precision=precision, cpu=device.type == "cpu", kwargs_handlers=[unused])
