@@ -151,7 +151,7 @@ class Trainer:
         loss, clock, stops, writes = self.processes.total([loss, clock * first, asked, due and first])
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {loss} at step {self.position.step}, so that nothing more can be learnt; "
+                f"the loss is not finite ({loss}) at step {self.position.step}, so that nothing more can be learnt; "
                 "train with a smaller optimiser.lr"
             )
         self.position.seconds = clock
