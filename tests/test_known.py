@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from small_cases import call
 
-from adaptmedseg.checkpoints import convert, known
+from adaptmedseg.checkpoints import known
 from adaptmedseg.checkpoints.known import KNOWN, KnownWeights, fetch
 from adaptmedseg.checkpoints.store import load_base, save_base
 from adaptmedseg.data.download import Checksum, cache_folder

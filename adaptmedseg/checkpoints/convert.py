@@ -45,7 +45,9 @@ def segvol_source(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str,
     if layout is None:
         begins = ", ".join(f"'{one.prefix}{one.sign}'" for one in LAYOUTS)
         first = next(iter(tensors))
-        raise UserError(f"{path}: is no SegVol checkpoint: no key begins with {begins} (its first key is '{first}')")
+        raise UserError(
+            f"{path}: is no SegVol checkpoint, and no SAM: no key begins with {begins} (its first key is '{first}')"
+        )
     found = translate(tensors, layout)
     _check_names(path, found)
     sizes = deduce_sizes(path, found.loaded, given, encoder_only=layout.parts == ENCODER)

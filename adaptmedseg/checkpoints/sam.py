@@ -75,7 +75,9 @@ def sam_source(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, ob
     for verb, names in (("lacks", missing), ("has, unknown to every rule,", strange)):
         if names:
             more = f" and {len(names) - 1} more" if names[1:] else ""
-            raise UserError(f"{path}: {verb} the key {names[0]}{more} (SAM layout); give the publisher's unchanged file")
+            raise UserError(
+                f"{path}: {verb} the key {names[0]}{more} (SAM layout); give the publisher's unchanged file"
+            )
     config = _config(path, loaded, given)
     check_shapes(path, loaded, keys, shapes_of(Sam, config))
     known_from = "medsam_vit_b.pth" if config.pixels == "min-max" else "sam_vit_*.pth"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-
 _ROWS = ("image_index", "points", "labels", "boxes", "masks")
 
 
@@ -34,29 +33,17 @@ class Prompts:
 
     def part(self, start: int, stop: int) -> "Prompts":
         """The prompts start ≤ i < stop, over the same images."""
-        kept = {
-            name: value[start:stop]
-            for name in _ROWS
-            if (value := getattr(self, name)) is not None
-        }
+        kept = {name: value[start:stop] for name in _ROWS if (value := getattr(self, name)) is not None}
         return replace(self, structures=self.structures[start:stop], **kept)
 
     def select(self, rows: Tensor) -> "Prompts":
         """The prompts where the boolean mask `rows` (n,) is true, over the same images."""
-        kept = {
-            name: value[rows]
-            for name in _ROWS
-            if (value := getattr(self, name)) is not None
-        }
+        kept = {name: value[rows] for name in _ROWS if (value := getattr(self, name)) is not None}
         structures = [name for name, keep in zip(self.structures, rows.tolist(), strict=True) if keep]
         return replace(self, structures=structures, **kept)
 
     def to(self, device: torch.device) -> "Prompts":
-        moved = {
-            name: value.to(device)
-            for name in _ROWS
-            if (value := getattr(self, name)) is not None
-        }
+        moved = {name: value.to(device) for name in _ROWS if (value := getattr(self, name)) is not None}
         return replace(self, **moved)
 
 

@@ -1,8 +1,10 @@
 """SAM's image encoder (Kirillov et al. 2023): a ViT with windowed and global attention, timm's implementation."""
 
+from functools import partial
+
 import torch
 from timm.models.vision_transformer_sam import VisionTransformerSAM
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptmedseg.modules.vit import sincos_positions
 
@@ -35,6 +37,7 @@ class SamImageEncoder(VisionTransformerSAM):
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             neck_chans=out_dim,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),  # timm's default, 1e-5, is not what SAM was trained with
             global_pool="",
             use_rel_pos=True,
             window_size=window_size,
