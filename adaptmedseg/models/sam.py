@@ -1,4 +1,4 @@
-"""SAM (Kirillov et al. 2023, arXiv:2304.02643): a promptable segmenter of images, in the released sizes and a small one.
+"""SAM (Kirillov et al. 2023, arXiv:2304.02643), a promptable segmenter of images: the released sizes and a small one.
 
 Prompt encoder and mask decoder are the modules that SegVol has in three dimensions.
 """

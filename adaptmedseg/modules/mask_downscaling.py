@@ -14,7 +14,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class MaskDownscaling(nn.Sequential):
-    """Mask logits (n, 1, *map) at the decoder's resolution to (n, embed_dim, *grid), a quarter of it along each axis."""
+    """Mask logits (n, 1, *map) at the decoder's resolution to (n, embed_dim, *grid), a quarter of it along an axis."""
 
     def __init__(self, dims: int, channels: int, embed_dim: int):
         conv = {2: nn.Conv2d, 3: nn.Conv3d}[dims]

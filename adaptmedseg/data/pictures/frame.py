@@ -51,7 +51,7 @@ class Frame:
         return F.pad(inside[0, 0], (0, self.size - w, 0, self.size - h)) > 0
 
     def logits(self, logits: Tensor) -> Tensor:
-        """Logits (n, m, *map) over the square to the image's own pixels (n, m, h, w), linear in both steps as in SAM."""
+        """Logits (n, m, *map) over the square to the image's pixels (n, m, h, w), linear in both steps as in SAM."""
         h, w = self.inner
         square = F.interpolate(logits, (self.size, self.size), mode="bilinear", align_corners=False)
         return F.interpolate(square[..., :h, :w], self.shape, mode="bilinear", align_corners=False)
