@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -35,16 +38,38 @@ def image_and_prompts(images: int, prompts: int, tokens: int) -> tuple[Tensor, T
     return image, position, asked, torch.randint(images, (prompts,), generator=generator)
 
 
+@contextmanager
+def unfolded() -> Iterator[None]:
+    """All projections as they are written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Attention, "_folding_pays", lambda self, tokens: False)
+        yield
+
+
 @settings(max_examples=30, deadline=None)
 @given(images=st.integers(1, 3), prompts=st.integers(1, 4), tokens=st.integers(1, 20))
 def test_folded_projections_give_the_same(images: int, prompts: int, tokens: int) -> None:
     model, inputs = two_way(), image_and_prompts(images, prompts, tokens)
-    usual = model(*inputs)  # with gradients nothing is folded
-    assert usual[0].requires_grad
+    with unfolded(), torch.no_grad():
+        usual = model(*inputs)
     with torch.no_grad():
         folded = model(*inputs)
     for a, b in zip(usual, folded, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_folded_projections_give_the_same_gradients(images: int) -> None:
+    model, (image, *rest) = two_way(), image_and_prompts(images, 3, 5)
+    image.requires_grad_()
+    gradients = []
+    for way in (unfolded, nullcontext):
+        with way():
+            queries, keys = model(image, *rest)
+            loss = (queries**2).mean() + (keys**3).mean()
+        gradients.append(torch.autograd.grad(loss, [image, *model.parameters()]))  # every parameter takes part
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-3)
 
 
 def test_few_tokens_are_folded_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +102,9 @@ def test_adapted_projections_are_folded_with_what_the_adapter_adds() -> None:
         switch.on = False
         assert all(torch.equal(a, b) for a, b in zip(plain, model(*inputs), strict=True))
     switch.on = True
-    for a, b in zip(model(*inputs), folded, strict=True):
+    with unfolded():
+        usual = model(*inputs)
+    for a, b in zip(usual, folded, strict=True):
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(plain[0], folded[0], atol=1e-2)
 
@@ -90,7 +117,8 @@ def test_a_hook_that_is_no_matrix_is_not_passed_over() -> None:
         if isinstance(layer, Attention):
             layer.v_proj.register_forward_hook(lambda _, given, output: output.tanh())
             assert matrix_of(layer.v_proj) is None
-    usual = model(*inputs)
+    with unfolded():
+        usual = model(*inputs)
     with torch.no_grad():
         found = model(*inputs)
     for a, b in zip(usual, found, strict=True):
@@ -109,7 +137,8 @@ def test_a_layer_of_another_kind_is_called_and_not_folded() -> None:
             doubled = Doubled(WIDTH, WIDTH // 2) if layer.k_proj.out_features == WIDTH // 2 else Doubled(WIDTH, WIDTH)
             layer.k_proj = doubled
     assert matrix_of(doubled) is None
-    usual = model(*inputs)
+    with unfolded():
+        usual = model(*inputs)
     with torch.no_grad():
         folded = model(*inputs)
     for a, b in zip(usual, folded, strict=True):

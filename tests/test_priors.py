@@ -21,7 +21,7 @@ from adaptmedseg.modules.context_priors import ContextPriors
 from adaptmedseg.modules.priors.heads import NEVER_SEEN
 from adaptmedseg.modules.priors.joint import JointFusionBlock
 from adaptmedseg.modules.priors.layout import TokenLayout
-from adaptmedseg.training.objective import ModalityObjective, TrainingForward, modality_loss
+from adaptmedseg.training.objective import ModalityObjective, modality_loss
 
 TASKS = ["prostate", "liver", "spleen", "bladder"]
 FUSIONS, HEADS, ANSWERS = ("two-way", "joint"), ("multiplicative", "additive"), ("together", "independent")
@@ -236,14 +236,13 @@ def test_the_modality_loss_teaches_from_the_image_and_not_from_the_statement(tin
     model = with_priors(tiny_base, fusion=fusion)
     objective = ModalityObjective(model, [MR, OTHER_MR, MR])
     assert (objective.weight, objective.note) == (0.01, "")
-    forward = TrainingForward(model, modalities=True)
     images = views(2, tiny_base)
     images[1] = 1 - images[1] ** 4
     prompts = text_prompts([["prostate"], ["liver"]], [MR, OTHER_MR])
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     losses = []
     for _ in range(12):
-        loss = objective.loss(forward(images, prompts), prompts)
+        loss = objective.loss(model.modality_logits(model.embed(images, prompts.modalities)), prompts)
         losses.append(float(loss.detach()))
         optimiser.zero_grad()
         loss.backward()
@@ -259,7 +258,8 @@ def test_the_modality_loss_has_a_gradient_in_tokens_fusion_and_head(tiny_base: S
     model = with_priors(tiny_base)
     objective = ModalityObjective(model, [MR, OTHER_MR])
     prompts = text_prompts([["prostate"], ["liver"]], [MR, OTHER_MR])
-    objective.loss(TrainingForward(model, modalities=True)(views(2, tiny_base), prompts), prompts).backward()
+    logits = model.modality_logits(model.embed(views(2, tiny_base), prompts.modalities))
+    objective.loss(logits, prompts).backward()
     reached = {name for name, p in model.trained_tensors().items() if p.grad is not None and p.grad.abs().max() > 0}
     assert {"priors.pool.modality_prior", "priors.modality_head.classifier.fc2.weight"} <= reached
     assert any("prior_aggregate_block" in name for name in reached)

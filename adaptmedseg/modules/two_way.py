@@ -16,7 +16,7 @@ from adaptmedseg.modules.folding import matrix_of, output_of, rows_of, scores_of
 class Attention(nn.Module):
     """Multi-head attention with separate projections and an inner width of embed_dim // downsample_rate.
 
-    Without gradients, and where it is less work, prompts and images meet as in `adaptmedseg.modules.folding`.
+    Where it is less work, prompts and images meet as in `adaptmedseg.modules.folding`.
     """
 
     def __init__(self, embed_dim: int, num_heads: int, downsample_rate: int = 1):
@@ -40,8 +40,12 @@ class Attention(nn.Module):
         if k_matrix is None or v_matrix is None or not self._folding_pays(tokens):
             k, v = (rows_of(x, image_index) for x in (self.k_proj(keys), self.v_proj(values)))
             return self._attend(self.q_proj(tokens), k, v)
-        # The keys' bias would add the same to all scores of a query, which the softmax does not see.
-        scores = scores_of(self._heads(self.q_proj(tokens)), k_matrix, keys, image_index)
+        q = self._heads(self.q_proj(tokens))
+        scores = scores_of(q, k_matrix, keys, image_index)
+        if torch.is_grad_enabled() and self.k_proj.bias.requires_grad:
+            # The keys' bias adds the same to all scores of a query, which the softmax does not see; but where several
+            # processes train, every parameter has to take part.
+            scores = scores + self._with_bias(q, self.k_proj)
         weights = torch.softmax(scores, dim=-1).to(scores.dtype)
         attended = values_of(weights, values, image_index, v_matrix, self.v_proj.bias)
         return self.out_proj(rearrange(attended, "n l t c -> n t (l c)"))
@@ -53,8 +57,8 @@ class Attention(nn.Module):
         if q_matrix is None or out_matrix is None or not self._folding_pays(keys):
             return self._attend(rows_of(self.q_proj(image), image_index), k, v)
         k, v = self._heads(k), self._heads(v)
-        of_bias = k @ rearrange(self.q_proj.bias, "(l e) -> l e 1", l=self.num_heads).to(k.dtype) * k.shape[-1] ** -0.5
-        weights = torch.softmax(scores_of(k, q_matrix, image, image_index) + of_bias, dim=2)
+        scores = scores_of(k, q_matrix, image, image_index) + self._with_bias(k, self.q_proj)
+        weights = torch.softmax(scores, dim=2)
         return output_of(weights, v, out_matrix, self.out_proj.bias)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -64,8 +68,13 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "n t (l c) -> n l t c", l=self.num_heads)
 
+    def _with_bias(self, x: Tensor, layer: nn.Linear) -> Tensor:
+        """What the bias of the other side's projection adds to the scores of x (n, l, t, e): (n, l, t, 1)."""
+        bias = rearrange(layer.bias, "(l e) -> l e 1", l=self.num_heads)
+        return x @ bias.to(x.dtype) * x.shape[-1] ** -0.5
+
     def _folding_pays(self, tokens: Tensor) -> bool:
-        return not torch.is_grad_enabled() and tokens.shape[1] * self.num_heads < self.k_proj.out_features
+        return tokens.shape[1] * self.num_heads < self.k_proj.out_features
 
 
 class MLPBlock(nn.Module):

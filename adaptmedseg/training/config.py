@@ -4,19 +4,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapter_config import AdapterConfig
+from adaptmedseg.training.learning_config import LossConfig, PromptConfig
+from adaptmedseg.training.strict import Fraction, Positive, Strict
 
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(ge=1)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class BalanceConfig(Strict):
@@ -41,7 +37,7 @@ class DataConfig(Strict):
     train on, drawn by `seed`, of which fewer are always among more; null for all.
     """
 
-    paths: list[str] = []
+    paths: list[str] = Field(default_factory=list)
     structures: list[str] | None = None
     fold: int | None = None
     patients: Annotated[int, Field(ge=1)] | None = None
@@ -67,23 +63,6 @@ class BudgetConfig(Strict):
     def one_of_them(self) -> "BudgetConfig":
         if (self.steps is None) == (self.minutes is None):
             raise ValueError("give either steps or minutes")
-        return self
-
-
-class PromptConfig(Strict):
-    """How often each kind of prompt is drawn in training; made from labels, as in the reference."""
-
-    text: Fraction = 1.0
-    text_box: Fraction = 0.0
-    text_points: Fraction = 0.0
-    box: Fraction = 0.0
-    points: Fraction = 0.0
-
-    @model_validator(mode="after")
-    def sums_to_one(self) -> "PromptConfig":
-        total = sum(self.model_dump().values())
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f"prompt shares sum to {total:g}, not to 1")
         return self
 
 
@@ -159,8 +138,8 @@ class GrowConfig(Strict):
     """
 
     adapter: str
-    tasks: dict[str, str] = {}
-    modalities: dict[str, str] = {}
+    tasks: dict[str, str] = Field(default_factory=dict)
+    modalities: dict[str, str] = Field(default_factory=dict)
     train: Literal["tokens", "all"] = "tokens"
 
     @model_validator(mode="after")
@@ -199,6 +178,7 @@ class TrainConfig(Strict):
     precision: Literal["fp32", "bf16"] = "bf16"
     validations: Annotated[int, Field(ge=0)] = 0
     prompts: PromptConfig = PromptConfig()
+    loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     compute: ComputeConfig = ComputeConfig()

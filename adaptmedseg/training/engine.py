@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from adaptmedseg.models.growing import frozen_numbers
 from adaptmedseg.training.average import WeightAverage
 from adaptmedseg.training.config import TrainConfig
-from adaptmedseg.training.losses import segmentation_loss, target_on_map
-from adaptmedseg.training.objective import ModalityObjective, TrainingForward
+from adaptmedseg.training.objective import ModalityObjective, Objective
 from adaptmedseg.training.optimisers import build_optimisers, learning_rate_factor
 from adaptmedseg.training.processes import Processes
 from adaptmedseg.training.sampling import Batch
@@ -32,7 +31,7 @@ class Engine:
         self.accelerator = _accelerator(config, device)
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
         self.modality = ModalityObjective(model, modalities)
-        self.forward = self.accelerator.prepare(TrainingForward(model, modalities=self.modality.active))
+        self.forward = self.accelerator.prepare(Objective(model, config.loss, self.modality, config.prompts.clicks))
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         optimisers = build_optimisers(model, config.optimiser)
         self.optimisers = [self.accelerator.prepare(optimiser) for optimiser in optimisers]
@@ -77,13 +76,10 @@ class Engine:
     def _loss(self, batch: Batch, prompts: float, images: float) -> Tensor:
         """A batch's part of the loss of a step that has so many prompts and images."""
         with self.accelerator.autocast():
-            output = self.forward(batch.images.to(self.device), batch.prompts.to(self.device))
-        target = target_on_map(batch.masks.to(self.device), output.masks.shape[1:])
-        loss = segmentation_loss(output.masks, target) * (len(batch.prompts) / prompts)
-        if self.modality.active:
-            share = len(batch.images) / images
-            loss = loss + self.modality.weight * share * self.modality.loss(output, batch.prompts)
-        return loss
+            losses = self.forward(batch.question(self.device))
+        of_images = len(batch.images) / images
+        share = of_images if self.config.loss.over == "highest" else len(batch.prompts) / prompts
+        return losses.masks * share + self.modality.weight * of_images * losses.modality
 
     def _set_learning_rate(self, done: float) -> None:
         settings = self.config.optimiser

@@ -1,5 +1,6 @@
 """What a training step computes: masks, and, for adapted models with a modality head, what the images look like."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,31 +9,69 @@ from torch import Tensor, nn
 
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.prompts import Prompts
+from adaptmedseg.training.clicks import click_on_errors, with_click
+from adaptmedseg.training.learning_config import LossConfig
+from adaptmedseg.training.losses import over_images, prompt_losses, target_on_map
 
 TOO_FEW_MODALITIES = "the training data hold one modality, so that there is nothing to tell apart: no modality loss"
 
 
-class TrainingOutput(NamedTuple):
-    """Mask logits (n, d, h, w) of the prompts; modality logits (b, m) of the images, None where they are not learnt."""
+class Losses(NamedTuple):
+    """The loss of the masks, and that of the modality head, not yet weighed; each a single number."""
 
     masks: Tensor
-    modalities: Tensor | None
+    modality: Tensor
 
 
-class TrainingForward(nn.Module):
-    """All that one step needs of a model in a single forward pass, so that a wrapper for several devices sees it."""
+class Question(NamedTuple):
+    """What one step asks of b images and n structures in them, and the truth.
 
-    def __init__(self, model: nn.Module, *, modalities: bool):
+    images (b, 1, d, h, w), or their embeddings (b, c, d', h', w') where the model takes those; masks (n, d, h, w) at
+    the view's size; kinds are the same n structures asked in one or several ways; `seeds`, one an image, decide where
+    clicks fall.
+    """
+
+    images: Tensor
+    masks: Tensor
+    kinds: Sequence[Prompts]
+    seeds: Sequence[int]
+
+
+class Objective(nn.Module):
+    """All that one step needs of a model, up to the loss, in a single forward pass: a wrapper for several devices sees
+    every use of the parameters."""
+
+    def __init__(self, model: nn.Module, loss: LossConfig, modality: "ModalityObjective", clicks: int = 0):
         super().__init__()
         self.model: Any = model  # a model with `embed` and `segment`
-        self.modalities = modalities
+        self.config = loss
+        self.modality = modality
+        self.clicks = clicks
 
-    def forward(self, images: Tensor, prompts: Prompts) -> TrainingOutput:
-        """Views (b, 1, d, h, w) and n prompts about them."""
-        embedding = self.model.embed(images, prompts.modalities)
-        masks = self.model.segment(embedding, prompts)
-        looks = self.model.modality_logits(embedding) if self.modalities else None
-        return TrainingOutput(masks, looks)
+    def forward(self, question: Question) -> Losses:
+        """The losses; images are encoded once for all kinds of prompt and all clicks."""
+        first = question.kinds[0]
+        embedding = self.model.embed(question.images, first.modalities)
+        masks = torch.stack([self._masks(embedding, kind, question) for kind in question.kinds]).mean()
+        if not self.modality.active:
+            return Losses(masks, torch.zeros((), device=masks.device))
+        return Losses(masks, self.modality.loss(self.model.modality_logits(embedding), first))
+
+    def _masks(self, embedding: Tensor, prompts: Prompts, question: Question) -> Tensor:
+        """The loss of one kind of prompt, the mean over rounds of clicks."""
+        _, d, h, w = question.masks.shape
+        generators = [torch.Generator().manual_seed(seed) for seed in question.seeds]
+        of_prompts = [generators[image] for image in prompts.image_index.tolist()]
+        rounds: list[Tensor] = []
+        while True:
+            logits = self.model.segment(embedding, prompts)
+            with torch.autocast(logits.device.type, enabled=False):
+                target = target_on_map(question.masks, logits.shape[1:])
+                losses = prompt_losses(logits, target, self.config)
+                rounds.append(over_images(losses, prompts.image_index, self.config))
+            if len(rounds) > self.clicks:
+                return torch.stack(rounds).mean()
+            prompts = with_click(prompts, *click_on_errors(logits.detach(), target, (d, h, w), of_prompts))
 
 
 def modality_loss(logits: Tensor, index: Tensor) -> Tensor:
@@ -61,8 +100,6 @@ class ModalityObjective:
     def active(self) -> bool:
         return self.weight > 0
 
-    def loss(self, output: TrainingOutput, prompts: Prompts) -> Tensor:
-        """The loss, not yet weighed; zero where nothing is learnt."""
-        if output.modalities is None:
-            return torch.zeros((), device=output.masks.device)
-        return modality_loss(output.modalities, self.vocabulary.modality_index(prompts).to(output.modalities.device))
+    def loss(self, logits: Tensor, prompts: Prompts) -> Tensor:
+        """The loss of modality logits (b, m), not yet weighed."""
+        return modality_loss(logits, self.vocabulary.modality_index(prompts).to(logits.device))

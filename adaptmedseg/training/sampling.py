@@ -11,8 +11,10 @@ from torch.utils.data import IterableDataset
 from adaptmedseg.models.prompts import Prompts
 from adaptmedseg.training.augment import augment, build_augmentation
 from adaptmedseg.training.choice import Choice
-from adaptmedseg.training.config import AugmentConfig, BalanceConfig, PromptConfig
-from adaptmedseg.training.simulate import points_inside, simulate_boxes, simulate_points
+from adaptmedseg.training.config import AugmentConfig, BalanceConfig
+from adaptmedseg.training.learning_config import PromptConfig
+from adaptmedseg.training.objective import Question
+from adaptmedseg.training.simulate import of_kind, points_inside, simulate_boxes, simulate_points
 from adaptmedseg.training.views import View
 
 EVERY_CASE_ONCE = BalanceConfig()
@@ -21,11 +23,26 @@ OF_STEP, OF_SAMPLE = 17, 13  # streams of random numbers, apart from those of `C
 
 @dataclass(frozen=True)
 class Batch:
-    """Views (b, 1, d, h, w), prompts over them, and the boolean masks (n, d, h, w) they ask for."""
+    """Views (b, 1, d, h, w), the kinds of prompt asked over them, and the boolean masks (n, d, h, w) they ask for.
+
+    All kinds ask for the same structures of the same images. `seeds`, one an image, are for what is drawn later, while
+    a step is made.
+    """
 
     images: Tensor
-    prompts: Prompts
+    kinds: tuple[Prompts, ...]
     masks: Tensor
+    seeds: tuple[int, ...]
+
+    @property
+    def prompts(self) -> Prompts:
+        """The first kind."""
+        return self.kinds[0]
+
+    def question(self, device: torch.device) -> Question:
+        """The batch on a device."""
+        kinds = [kind.to(device) for kind in self.kinds]
+        return Question(self.images.to(device), self.masks.to(device), kinds, self.seeds)
 
 
 @dataclass(frozen=True)
@@ -54,6 +71,7 @@ class Sample:
     points: Tensor | None
     labels: Tensor | None
     boxes: Tensor | None
+    seed: int
 
 
 class BatchStream(IterableDataset):
@@ -81,7 +99,7 @@ class BatchStream(IterableDataset):
             raise ValueError("no view has a structure to train on")
         self.batch_size = batch_size
         self.structures_per_image = structures_per_image
-        self.shares = prompts.model_dump()
+        self.prompts = prompts
         self.augmentation = augmentation
         d, h, w = self.views[0].load().image.shape
         self.transform = build_augmentation(augmentation, (d, h, w))
@@ -102,33 +120,42 @@ class BatchStream(IterableDataset):
     def batch(self, step: int, piece: int = 0, of: int = 1) -> Batch:
         """The batch of a step, or one of its `of` equal pieces."""
         common = np.random.default_rng([self.seed, OF_STEP, step])
-        kind = str(common.choice(list(self.shares), p=list(self.shares.values())))
-        n_inside = points_inside(common)
+        shares = self.prompts.shares
+        kinds = [
+            str(k) for k in common.choice(list(shares), self.prompts.kinds, replace=False, p=list(shares.values()))
+        ]
+        n_inside = points_inside(common, self.prompts.points_each)
         size = self.batch_size // of
         first = step * self.batch_size + piece * size
-        samples = [self.sample(position, kind, n_inside) for position in range(first, first + size)]
-        names, modalities = [s.names for s in samples], [s.modality for s in samples]
-        index = torch.tensor([row for row, found in enumerate(names) for _ in found])
-        prompts = Prompts(
-            index,
-            [name for found in names for name in found],
-            modalities,
-            "text" in kind,
-            _joined([s.points for s in samples]),
-            _joined([s.labels for s in samples]),
-            _joined([s.boxes for s in samples]),
+        samples = [self.sample(position, kinds, n_inside) for position in range(first, first + size)]
+        asked = Prompts(
+            torch.tensor([row for row, sample in enumerate(samples) for _ in sample.names]),
+            [name for sample in samples for name in sample.names],
+            [sample.modality for sample in samples],
+            points=_joined([s.points for s in samples]),
+            labels=_joined([s.labels for s in samples]),
+            boxes=_joined([s.boxes for s in samples]),
         )
-        return Batch(torch.stack([s.image for s in samples]), prompts, torch.cat([s.masks for s in samples]))
+        return Batch(
+            torch.stack([s.image for s in samples]),
+            tuple(of_kind(asked, kind) for kind in kinds),
+            torch.cat([s.masks for s in samples]),
+            tuple(s.seed for s in samples),
+        )
 
-    def sample(self, position: int, kind: str, n_inside: int) -> "Sample":
-        """The view at a position of the stream, changed at random, with prompts of a kind."""
+    def sample(self, position: int, kinds: Sequence[str], n_inside: int) -> "Sample":
+        """The view at a position of the stream, changed at random, with what some kinds of prompt take."""
         rng = np.random.default_rng([self.seed, OF_SAMPLE, position])
         view = self.views[self.choice.case(position)]
         image, drawn = self._sample(view, rng)
         masks = np.stack(list(drawn.values()))
-        points, labels = simulate_points(masks, n_inside, rng) if "points" in kind else (None, None)
-        boxes = simulate_boxes(masks, rng) if "box" in kind else None
-        return Sample(view.modality, image, list(drawn), torch.from_numpy(masks), points, labels, boxes)
+        points = labels = boxes = None
+        if any("points" in kind for kind in kinds):
+            points, labels = simulate_points(masks, n_inside, rng)
+        if any("box" in kind for kind in kinds):
+            boxes = simulate_boxes(masks, rng, self.prompts.box_jitter)
+        seed = int(rng.integers(2**31))
+        return Sample(view.modality, image, list(drawn), torch.from_numpy(masks), points, labels, boxes, seed)
 
     def _sample(self, view: View, rng: np.random.Generator) -> tuple[Tensor, dict[str, np.ndarray]]:
         # No number is drawn where nothing is to be decided, so that a stream of views alone stays what it was.

@@ -1,11 +1,16 @@
 """Prompts made from labels, for training: boxes with jitter, random points. Evaluation calls such prompts 'oracle'."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
-BOX_JITTER = 0.05  # of the box's own extent, so that small structures keep a usable box
-MAX_POINTS = 4
+from adaptmedseg.models.prompts import Prompts
+from adaptmedseg.training.learning_config import BoxJitterConfig
+
+SMALL, LARGE = 1e-3, 1e-2  # shares of the view's voxels that part small, medium and large structures
+DEFAULT_JITTER = BoxJitterConfig()
 
 
 def box_of(mask: np.ndarray) -> np.ndarray | None:
@@ -16,7 +21,13 @@ def box_of(mask: np.ndarray) -> np.ndarray | None:
     return np.array([[e[0] for e in extents], [e[-1] for e in extents]], dtype=np.float32)
 
 
-def simulate_boxes(masks: np.ndarray, rng: np.random.Generator) -> Tensor:
+def jitter_of(mask: np.ndarray, config: BoxJitterConfig) -> float:
+    """The range of a mask's (d, h, w) box jitter, by the share of the view that it fills."""
+    share = np.count_nonzero(mask) / mask.size
+    return config.small if share < SMALL else config.medium if share < LARGE else config.large
+
+
+def simulate_boxes(masks: np.ndarray, rng: np.random.Generator, config: BoxJitterConfig = DEFAULT_JITTER) -> Tensor:
     """Jittered boxes (n, 2, 3) of masks (n, d, h, w); an empty mask gets the whole view."""
     size = np.array(masks.shape[1:], dtype=np.float32)
     boxes = []
@@ -24,14 +35,15 @@ def simulate_boxes(masks: np.ndarray, rng: np.random.Generator) -> Tensor:
         box = box_of(mask)
         if box is None:
             box = np.stack([np.zeros(3, np.float32), size - 1])
-        jitter = rng.uniform(-BOX_JITTER, BOX_JITTER, size=(2, 3)) * (box[1] - box[0] + 1)
+        most = jitter_of(mask, config)
+        jitter = rng.uniform(-most, most, size=(2, 3)) * (box[1] - box[0] + 1)
         boxes.append(np.clip(box + jitter, 0, size - 1))
     return torch.from_numpy(np.stack(boxes).astype(np.float32))
 
 
-def points_inside(rng: np.random.Generator) -> int:
-    """How many points are placed inside of a structure: one number for all prompts that share a batch."""
-    return int(rng.integers(1, MAX_POINTS + 1))
+def points_inside(rng: np.random.Generator, most: int) -> int:
+    """How many points, up to `most`, are placed inside of a structure: one number for all prompts of a step."""
+    return int(rng.integers(1, most + 1))
 
 
 def simulate_points(masks: np.ndarray, n_inside: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -44,3 +56,11 @@ def simulate_points(masks: np.ndarray, n_inside: int, rng: np.random.Generator) 
         points.append(np.stack(np.unravel_index(flat, mask.shape), axis=-1))
         labels.append([1] * k + [0] * (len(flat) - k))
     return torch.tensor(np.stack(points), dtype=torch.float32), torch.tensor(labels)
+
+
+def of_kind(prompts: Prompts, kind: str) -> Prompts:
+    """What one of `learning_config.KINDS` leaves of prompts that have everything that it takes."""
+    found = replace(prompts, use_text="text" in kind)
+    if "points" not in kind:
+        found = replace(found, points=None, labels=None)
+    return found if "box" in kind else replace(found, boxes=None)
