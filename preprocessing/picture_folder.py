@@ -60,7 +60,7 @@ def find_pictures(root: Path, mask_ending: str | None = None) -> PictureFolder:
 
     A dataset.json with a list `training` of image and label says it all. Else pictures lie in images/ (or image, imgs,
     img) and masks in masks/ (or mask, labels, label, annotations), or both in one folder; a mask has its picture's name
-    and one of the usual endings (_mask, _label, _seg, _gt, ...), or `mask_ending`. Raises UserError where nothing pairs.
+    and one of the usual endings (_mask, _label, _seg, _gt, ...), or `mask_ending`. UserError where nothing pairs.
     """
     if not root.is_dir():
         raise UserError(f"{root}: is no folder; give a prepared data set or a folder of pictures and masks")
@@ -94,7 +94,7 @@ def _paired(root: Path, ending: str | None) -> PictureFolder:
     image_folder = next((inside[name] for name in IMAGES if name in inside), root)
     mask_folder = next((inside[name] for name in MASKS if name in inside), root)
     masks = {_stem(path): path for path in _files(mask_folder)}
-    endings = (ending,) if ending is not None else ENDINGS
+    endings: tuple[str, ...] = (ending,) if ending is not None else ENDINGS
     if mask_folder == image_folder:
         endings = tuple(one for one in endings if one)
     pairs, alone = [], 0
@@ -156,7 +156,7 @@ def read_pair(pair: PicturePair, rule: MaskRule, patient: str, split: Split, mod
         modality=modality,
         spacing=None,
         source={part: _origin(path) for part, path in (("image", pair.image), ("mask", pair.mask))},
-        notes=tuple([*picture.notes, *read.notes]),
+        notes=(*picture.notes, *read.notes),
     )
 
 

@@ -43,7 +43,7 @@ class SliceRule:
 def case_slices(
     case: PreparedCase, structures: Sequence[str], rule: SliceRule, normalisation: Normalisation = SEGVOL
 ) -> Iterator[Sample]:
-    """The slices of a prepared case, as radiologists look at them: head or front above, the patient's right on the left.
+    """The slices of a prepared case, as radiologists see them: head or front above, the patient's right on the left.
 
     Intensities are normalised by the whole volume's statistics and stored as 0 to 255; resampling averages where it
     shrinks and is linear where it grows, masks are picked by nearest neighbour.

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.sparse
-import SimpleITK as sitk
+import SimpleITK
 import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -42,7 +42,11 @@ GOOD: dict[str, tuple[str, Callable[[Path], object], np.ndarray]] = {
     "grey png": ("a.png", pil(GREY), GREY),
     "colour png": ("a.png", pil(RGB), RGB),
     "deep grey png": ("a.png", pil(DEEP), DEEP),
-    "deep colour png": ("a.png", lambda path: sitk.WriteImage(sitk.GetImageFromArray(DEEP_RGB, True), path), DEEP_RGB),
+    "deep colour png": (
+        "a.png",
+        lambda path: SimpleITK.WriteImage(SimpleITK.GetImageFromArray(DEEP_RGB, True), path),
+        DEEP_RGB,
+    ),
     "grey tiff": ("a.tif", pil(GREY), GREY),
     "packed tiff": ("a.tiff", pil(RGB, compression="tiff_lzw"), RGB),
     "deep tiff": ("a.tif", lambda path: tifffile.imwrite(path, DEEP), DEEP),

@@ -1,93 +1,31 @@
-"""`adaptmedseg predict`: masks for a file or a folder, on the scanner's grid."""
+"""`adaptmedseg predict`: masks for a file or a folder, on the scanner's grid or the picture's pixels."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
-from adaptmedseg.cli.common import Device, bar, console, split_names
+from adaptmedseg.cli.cases import run_cases, tell
+from adaptmedseg.cli.common import Device
+from adaptmedseg.cli.predict_pictures import predict_pictures
+from adaptmedseg.cli.question import Question
 from adaptmedseg.data.registry import modality as find_modality
-from adaptmedseg.data.volume import volume_stem
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.asking import automatic_prompts, check_prompts
-from adaptmedseg.inference.case_note import Outcome
 from adaptmedseg.inference.cases import CaseRunner, Products
-from adaptmedseg.inference.naming import Case, find_cases
+from adaptmedseg.inference.naming import find_cases
+from adaptmedseg.inference.picture_cases import holds_pictures
 from adaptmedseg.inference.predictor import Predictor
-from adaptmedseg.inference.prompt_file import PromptSet, read_prompts
-from adaptmedseg.inference.prompt_options import BOX_FORM, POINT_FORM, prompts_from_options
+from adaptmedseg.inference.prompt_options import BOX_FORM, POINT_FORM
 from adaptmedseg.models.adapted import AdaptedSegVol
 
 
-@dataclass(frozen=True)
-class Question:
-    """What the user asks, as the options have it."""
-
-    structures: str | None
-    prompts: Path | None
-    points: list[str]
-    boxes: list[str]
-    space: str | None
-
-    def check(self, cases: list[Case]) -> None:
-        """UserError where options exclude each other or coordinates would be meant for several images."""
-        options = {
-            "--structures": self.structures,
-            "--point": self.points,
-            "--box": self.boxes,
-            "--space": self.space,
-        }
-        beside = [name for name, given in options.items() if given]
-        if self.prompts is not None and beside:
-            raise UserError(f"--prompts {self.prompts}: names all that is asked; leave out {' and '.join(beside)}")
-        if len(cases) > 1 and (self.points or self.boxes):
-            raise UserError(
-                f"--point and --box belong to one image, and there are {len(cases)}; give --prompts FOLDER with one "
-                "NAME.json an image"
-            )
-
-    def common(self, predictor: Predictor, cases: list[Case]) -> PromptSet | None:
-        """What is asked of every image; None for the automatic mode, and where each image has a file of its own."""
-        if self.prompts is not None:
-            if self.prompts.is_dir():
-                return None
-            prompts = read_prompts(self.prompts, predictor.name)
-            if prompts.located and len(cases) > 1:
-                raise UserError(
-                    f"{self.prompts}: its points and boxes belong to one image, and there are {len(cases)}; give "
-                    "--prompts FOLDER with one NAME.json an image"
-                )
-            return prompts
-        names = [] if self.structures is None else predictor.names(split_names(self.structures) or [])
-        if not names and not self.points and not self.boxes:
-            return None
-        return prompts_from_options(names, self.points, self.boxes, self.space or "world", predictor.name)
-
-    def own(self, predictor: Predictor, case: Case) -> PromptSet | None:
-        """The prompts of one image from a folder of files."""
-        if self.prompts is None or not self.prompts.is_dir():
-            return None
-        path = self.file_of(case)
-        if path is None:
-            wanted = self.prompts / f"{case.name}.json"
-            raise UserError(f"{wanted}: is missing; each image needs its file of prompts in this folder")
-        return read_prompts(path, predictor.name)
-
-    def file_of(self, case: Case) -> Path | None:
-        """The file that holds an image's prompts; None where there is none."""
-        if self.prompts is None or not self.prompts.is_dir():
-            return self.prompts
-        known = [self.prompts / f"{name}.json" for name in (case.name, Path(case.name).name, volume_stem(case.image))]
-        return next((path for path in known if path.exists()), None)
-
-
 def predict(
-    image: Annotated[Path, typer.Argument(help="An image, a DICOM folder, or a folder of images (nnU-Net, BIDS).")],
+    image: Annotated[
+        Path, typer.Argument(help="A volume, a DICOM folder, a picture, or a folder of images (nnU-Net, BIDS).")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")],
-    modality: Annotated[str, typer.Option(help="'CT', 'T2 MRI', ...")],
+    modality: Annotated[str | None, typer.Option(help="Of volumes: 'CT', 'T2 MRI', ...")] = None,
     structures: Annotated[
         str | None, typer.Option(help="Names separated by commas; labels 1, 2, ... in this order.")
     ] = None,
@@ -99,7 +37,8 @@ def predict(
     space: Annotated[
         str | None,
         typer.Option(
-            help="What --point and --box count in: world (RAS mm, the default) or voxel (the file's indices)."
+            help="What --point and --box count in: world (RAS mm, the default) or voxel (the file's indices; of "
+            "pictures, pixels)."
         ),
     ] = None,
     model: Annotated[str, typer.Option(help="Known name, file or run folder.")] = "small",
@@ -131,68 +70,37 @@ def predict(
       adaptmedseg predict scans --out masks --modality CT --structures "liver,spleen,left kidney"
       adaptmedseg predict scan.nii.gz --out masks --modality CT --point "liver:40,12,130" --point "-liver:10,5,120"
       adaptmedseg predict dicom_folder --out masks --modality CT --prompts prompts.json --probabilities
+      adaptmedseg predict photo.png --out masks --model sam-b --point "lesion:120,96" --box "eye:10,5,300,280"
     """
-    kind = find_modality(modality)
-    found = find_cases(image, kind, channel, series)
     products = Products(out, each, probabilities, overwrite)
     question = Question(structures, prompts, point or [], box or [], space)
+    if holds_pictures(image):
+        options = {"--modality": modality, "--base": base, "--channel": channel, "--series": series, "--zoom": zoom}
+        predict_pictures(image, model, products, question, refused=options, exact=exact, device=device)
+        return
+    if modality is None:
+        raise UserError("--modality is missing; say what the images are, such as --modality CT")
+    kind = find_modality(modality)
+    found = find_cases(image, kind, channel, series)
     question.check(found.cases)
     for note in found.notes:
-        _tell(note)
+        tell(note)
     predictor = Predictor.load(model, base, device, exact=exact)
     asked = question.common(predictor, found.cases)
     if asked is None and prompts is None:
         asked = automatic_prompts(predictor.loaded, kind.name)
-        _tell(f"automatic mode: {', '.join(asked.structures)}")
+        tell(f"automatic mode: {', '.join(asked.structures)}")
     if asked is not None:
         check_prompts(predictor.loaded, kind.name, asked)
     _tell_of_gate(predictor, kind.name)
     for case in found.cases:
         products.check(case, question.file_of(case))
-    runner = CaseRunner(predictor, kind.name, products, zoom=zoom, tell=_tell)
-    _run(runner, question, asked, found.cases)
-
-
-def _run(runner: CaseRunner, question: Question, asked: PromptSet | None, cases: list[Case]) -> None:
-    """All cases, the failed ones told at the end with their reasons."""
-    done: dict[str, Outcome] = {}
-    failed: dict[str, str] = {}
-    with bar("predicting") as progress:
-        for count, case in enumerate(cases, 1):
-            try:
-                done[case.name] = runner.run(case, asked or question.own(runner.predictor, case))
-                print(case.mask_path(runner.products.out), flush=True)
-            except UserError as error:
-                if len(cases) == 1:
-                    raise
-                failed[case.name] = str(error)
-                console.print(
-                    f"failed: {case.image}", style="red", markup=False, soft_wrap=True
-                )  # the reason: at the end
-            progress(count, len(cases))
-    if len(cases) > 1:
-        console.print(_summary(done))
-        for reason in failed.values():
-            console.print(f"left out: {reason}", style="red", markup=False, soft_wrap=True)
-        console.print(f"{len(done)} of {len(cases)} images segmented, {len(failed)} left out")
-    if failed:
-        raise typer.Exit(1 if done else 2)
-
-
-def _summary(done: dict[str, Outcome]) -> Table:
-    table = Table("case", "result", "seconds", box=None, pad_edge=False)
-    for name, note in done.items():
-        volumes = ", ".join(f"{structure} {ml:g} ml" for structure, ml in note["volume_ml"].items())
-        table.add_row(Text(name), Text(volumes), f"{sum(note['seconds'].values()):.1f}")
-    return table
-
-
-def _tell(sentence: str) -> None:
-    console.print(f"note: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    runner = CaseRunner(predictor, kind.name, products, zoom=zoom, tell=tell)
+    run_cases(found.cases, products, lambda case: runner.run(case, asked or question.own(predictor, case)))
 
 
 def _tell_of_gate(predictor: Predictor, modality: str) -> None:
     """Say when the adapter will not be used: with the gate on, other modalities than its own take the base's path."""
     model = predictor.loaded.model
     if isinstance(model, AdaptedSegVol) and not model.is_adapted(modality):
-        _tell(f"the adapter is for {', '.join(model.modalities)}; {modality} is segmented by its base alone")
+        tell(f"the adapter is for {', '.join(model.modalities)}; {modality} is segmented by its base alone")

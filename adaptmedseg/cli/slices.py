@@ -1,5 +1,6 @@
 """`adaptmedseg slices`: labelled slices of prepared volumes, or pictures with their masks, as a set to train on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, cast, get_args
 
@@ -111,7 +112,7 @@ def slices(
     _sum_up(out, dataset)
 
 
-def _refuse(options: dict[str, object], why: str) -> None:
+def _refuse(options: Mapping[str, object], why: str) -> None:
     given = [option for option, value in options.items() if value not in (None, [])]
     if given:
         raise UserError(f"{given[0]}: {why}; leave it out")
@@ -125,7 +126,7 @@ def _rule(
     if axis not in (None, "all", *NAMES):
         raise UserError(f"--axis {axis}: choose one of axial, coronal, sagittal, all")
     axes = AXES if axis == "all" else (NAMES[axis or "d"],)
-    return SliceRule(axes, every or 1, middle, 20 if least is None else least, spacing)  # type: ignore[arg-type]
+    return SliceRule(axes, every or 1, middle, 20 if least is None else least, spacing)
 
 
 def _sum_up(out: Path, dataset: SliceDataset) -> None:
@@ -137,7 +138,7 @@ def _sum_up(out: Path, dataset: SliceDataset) -> None:
         typer.echo(
             f"note: {len(done)} remarks on single pictures stand in the manifest, the first: {done[0]}", err=True
         )
-    counts = ", ".join(f"{len(dataset.items(split))} {split}" for split in ("train", "val", "test"))  # type: ignore[arg-type]
+    counts = ", ".join(f"{len(dataset.items(split))} {split}" for split in ("train", "val", "test"))
     print(f"{out}: {len(dataset.items())} images ({counts}); structures: {', '.join(dataset.structures)}")
     left_out = dataset.manifest.get("left_out", [])
     for sentence in left_out:

@@ -77,7 +77,7 @@ def convert_command(
     overwrite: Annotated[bool, typer.Option(help="Replace --out.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Make one model file of a published checkpoint, SegVol's or SAM's: for `train --base`, `predict --model` and so on.
+    """Make one model file of a published checkpoint, SegVol's or SAM's: for `train --base`, `predict --model`, ...
 
     \b
     Examples:

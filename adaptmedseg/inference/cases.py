@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +26,7 @@ from adaptmedseg.inference.naming import Case, structure_file_names
 from adaptmedseg.inference.prediction import Answer, label_dtype
 from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.inference.prompt_file import PromptSet
+from adaptmedseg.inference.written import Written, workplace
 
 Tell = Callable[[str], None]
 
@@ -60,34 +57,6 @@ class Products:
         for path in paths:
             if path.exists() and not self.overwrite:
                 raise UserError(f"{path}: exists already; choose another --out or pass --overwrite")
-
-
-@dataclass
-class _Written:
-    """Files that wait in a temporary folder, and where they belong."""
-
-    moves: list[tuple[Path, Path]] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def add(self, write: Callable[[Path], None], temporary: Path, final: Path) -> None:
-        started = time.perf_counter()
-        try:
-            write(temporary)
-        except UserError as error:  # it names the temporary file, which means nothing to the user
-            raise UserError(str(error).replace(str(temporary), str(final))) from error
-        except OSError as error:
-            raise _file_error(final, error) from error
-        self.seconds += time.perf_counter() - started
-        self.moves.append((temporary, final))
-
-    def move(self) -> None:
-        """Put all files in their places, the note that explains them last."""
-        for temporary, final in self.moves:
-            try:
-                final.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, final)
-            except OSError as error:
-                raise _file_error(final, error) from error
 
 
 class CaseRunner:
@@ -160,8 +129,8 @@ class CaseRunner:
         predictor.set_image(case.image, self.modality.name, case.channel, case.series)
         started, encoded = time.perf_counter(), predictor.segmenter.timings["encode"]
         answers = predictor.answers(prompts, zoom=self.zoom)
-        target, written = case.mask_path(self.products.out), _Written()
-        with _workplace(target) as place:
+        target, written = case.mask_path(self.products.out), Written()
+        with workplace(target) as place:
             notes = self._write(case, place, answers, len(prompts.prompts), written)
             network = predictor.segmenter.timings
             elapsed = time.perf_counter() - started
@@ -179,7 +148,7 @@ class CaseRunner:
         return outcome
 
     def _write(
-        self, case: Case, place: Path, answers: Iterator[Answer], count: int, written: _Written
+        self, case: Case, place: Path, answers: Iterator[Answer], count: int, written: Written
     ) -> list[StructureNote]:
         """Masks of all structures into a temporary folder, one structure in memory at a time."""
         volume = self.predictor.volume
@@ -196,7 +165,7 @@ class CaseRunner:
         written.add(lambda path: write_mask(path, labels, volume.grid), place / "labels.nii.gz", final)
         return notes
 
-    def _write_one(self, place: Path, folder: Path, name: str, answer: Answer, written: _Written) -> dict[str, str]:
+    def _write_one(self, place: Path, folder: Path, name: str, answer: Answer, written: Written) -> dict[str, str]:
         """The files of one structure, where they are wanted; gives their paths in the output folder."""
         volume, finals = self.predictor.volume, {}
         grid = volume.grid
@@ -232,21 +201,3 @@ class CaseRunner:
         if lost:
             said.append(f"no voxel found of {', '.join(lost)}: nothing was left at full resolution")
         return said
-
-
-@contextmanager
-def _workplace(target: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk as the target; what is left in it goes with it."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        place = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.", suffix=".partial")
-    except OSError as error:
-        raise _file_error(target, error) from error
-    with place as name:
-        yield Path(name)
-
-
-def _file_error(path: Path, error: OSError) -> UserError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    remedy = "free some space or choose another --out" if full else "check its permissions or choose another --out"
-    return UserError(f"{path}: {error.strerror or error}; {remedy}")

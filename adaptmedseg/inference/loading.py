@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from adaptmedseg.adapters.file import ADAPTER_FORMATS, load_adapter, read_card
 from adaptmedseg.checkpoints.foreign import own_format
+from adaptmedseg.checkpoints.sam import SAM_FORMAT
 from adaptmedseg.checkpoints.store import FRESH, file_hash, load_base, model_path, weights_hash
 from adaptmedseg.checkpoints.unet_file import UNET_FORMAT, load_unet
 from adaptmedseg.data.normalise import SEGVOL, Normalisation
@@ -88,6 +89,8 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
             unet.eval(), unet.spatial_size, resize, unet.structures, seen, {"file": file_hash(path)}, lineage,
             normalisation=recorded_normalisation(training),
         )  # fmt: skip
+    if kind == SAM_FORMAT:
+        raise UserError(f"model '{name}': is a model of pictures (SAM), and volumes need a SegVol, adapter or U-Net")
     model, card = load_base(name)
     structures, seen, lineage = _history(card)
     hashes = {BASE_HASH: weights_hash(model)}

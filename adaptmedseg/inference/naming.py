@@ -37,9 +37,10 @@ class Case:
     image: Path
     channel: int | None = None
     series: str | None = None
+    mask_suffix: str = MASK_SUFFIX
 
     def mask_path(self, out: Path) -> Path:
-        return out / f"{self.name}{MASK_SUFFIX}"
+        return out / f"{self.name}{self.mask_suffix}"
 
     def note_path(self, out: Path) -> Path:
         """The JSON beside the mask."""
@@ -84,7 +85,7 @@ def find_cases(path: Path, modality: Modality, channel: int | None = None, serie
         )
     if not found.cases:
         raise UserError(f"{path}: {'; '.join([*notes, *found.notes])}; nothing is left to segment")
-    _check_distinct(path, found.cases)
+    check_distinct(path, found.cases)
     return Found(found.cases, [*notes, *found.notes])
 
 
@@ -211,7 +212,8 @@ def _holds_series(folder: Path, series: str) -> bool:
     return True
 
 
-def _check_distinct(path: Path, cases: Sequence[Case]) -> None:
+def check_distinct(path: Path, cases: Sequence[Case]) -> None:
+    """UserError where two masks would have one name."""
     names = [case.name for case in cases]
     twice = {name for name in names if names.count(name) > 1}
     if twice:

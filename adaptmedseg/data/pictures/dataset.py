@@ -7,7 +7,6 @@ DIR/masks/ID.png      bit masks, 8 or 16 bits: bit i is structures[i]
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from adaptmedseg.data.files import file_sha256, write_atomic
 from adaptmedseg.data.labels import bit_dtype
 from adaptmedseg.data.pictures.read import read_picture
+from adaptmedseg.data.pictures.write import write_png
 from adaptmedseg.data.prepared import Split
 from adaptmedseg.data.prepared.manifest import MANIFEST
 from adaptmedseg.data.staging import staged
@@ -179,13 +178,6 @@ def store(folder: Path, sample: Sample, structures: Sequence[str]) -> dict[str, 
         "files": files,
         **({"notes": list(sample.notes)} if sample.notes else {}),
     }
-
-
-def write_png(path: Path, array: np.ndarray) -> None:
-    """Write (h, w) of 8 or 16 bits, or (h, w, 3) of 8, atomically."""
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    write_atomic(path, buffer.getvalue())
 
 
 def read_slices(folder: Path) -> dict[str, Any]:

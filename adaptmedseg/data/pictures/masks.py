@@ -58,7 +58,7 @@ def read_label_map(path: Path, shape: tuple[int, int], scheme: LabelScheme) -> P
         rows = _sparse_rows(path, shape)
         present = [value for value, row in enumerate(rows, 1) if row.any()]
         _check_known(path, present, scheme)
-        layers = {value: row for value, row in enumerate(rows, 1)}
+        layers = dict(enumerate(rows, 1))
     else:
         values, _ = _values(path, shape)
         present = [int(value) for value in np.unique(values) if value]

@@ -10,7 +10,7 @@ from pathlib import Path
 from struct import error as struct_error
 
 import numpy as np
-import SimpleITK as sitk
+import SimpleITK
 import tifffile
 from PIL import Image, UnidentifiedImageError
 
@@ -138,7 +138,7 @@ def _read(path: Path, content: bytes) -> Picture:
             full[: len(palette)] = palette[:256]
             return Picture(path, indices, full)
         if image.mode in ("P", "PA"):
-            image = image.convert("RGBA")
+            return _from_array(path, np.array(image.convert("RGBA")))
         if image.mode not in ("1", "L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16B", "I;16L"):
             raise UserError(f"{path}: has {image.mode} colours; save it as RGB or grey first")
         return _from_array(path, np.array(image.convert("L") if image.mode == "1" else image))
@@ -158,7 +158,7 @@ def _sixteen_bit_colours(content: bytes) -> bool:
 def _read_deep_png(path: Path, kind: str | None) -> np.ndarray:
     if kind != "PNG" or path.suffix.lower() == ".gz":
         raise UserError(f"{path}: has colours of 16 bits, which are read from PNG and TIFF alone; save it as PNG")
-    return sitk.GetArrayFromImage(sitk.ReadImage(str(path), imageIO="PNGImageIO"))
+    return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path), imageIO="PNGImageIO"))
 
 
 def _read_tiff(path: Path, content: bytes) -> Picture:

@@ -1,0 +1,70 @@
+"""Any model of pictures, ready to be asked: this project's SAM files, and SAM 2 as a baseline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from adaptmedseg.checkpoints.foreign import own_format
+from adaptmedseg.checkpoints.sam import FRESH_SAM, SAM_FORMAT, load_sam
+from adaptmedseg.checkpoints.store import SHIPPED, model_path, weights_hash
+from adaptmedseg.data.pictures.frame import Fit
+from adaptmedseg.errors import UserError
+from adaptmedseg.models.sam import Sam
+from adaptmedseg.models.sam2 import Sam2Baseline, load_sam2
+
+SAM2 = "sam2:"
+
+
+@dataclass(frozen=True)
+class LoadedPictureModel:
+    """A model with what inference and reports need to know of it.
+
+    `size` and `fit`: the square it looks at; `alternatives`: whether it offers several masks for one point; `seen`: the
+    SHA-256 of every image that its training is known to have seen; `lineage` says in words how it came about.
+    """
+
+    model: Sam | Sam2Baseline
+    size: int
+    fit: Fit
+    alternatives: bool
+    seen: frozenset[str]
+    hashes: dict[str, str]
+    lineage: str
+    licence: str = ""
+
+
+def load_picture_model(name: str) -> LoadedPictureModel:
+    """Load by known name ("sam-b"), file, run folder, or "sam2:FOLDER" for SAM 2 in transformers' format.
+
+    Raises UserError for a missing, damaged or foreign file, and for models of volumes.
+    """
+    if name.startswith(SAM2):
+        source = name.removeprefix(SAM2)
+        baseline = load_sam2(source)
+        hashes = {"weights": weights_hash(baseline)}
+        return LoadedPictureModel(
+            baseline, baseline.size, "stretch", True, frozenset(), hashes, f"SAM 2 ({Path(source).name}), zero-shot"
+        )
+    if name not in FRESH_SAM:
+        form = own_format(model_path(name))
+        if name in SHIPPED or (form is not None and form != SAM_FORMAT):
+            what = "the shipped base" if name in SHIPPED else form
+            raise UserError(
+                f"model '{name}': is one of volumes ({what}), and pictures need a SAM; give one, made by "
+                "`adaptmedseg weights convert sam-b` or `adaptmedseg train sam_small`"
+            )
+    model, card = load_sam(name)
+    training = card.get("training")
+    seen = training.get("image_sha256", []) if isinstance(training, dict) else []
+    config = model.config
+    return LoadedPictureModel(
+        model,
+        config.image_size,
+        config.fit,
+        config.alternatives,
+        frozenset(seen),
+        {"weights": weights_hash(model)},
+        f"{card.get('name', name)} ({card.get('trained_on', 'training unknown')})",
+        str(card.get("licence", "")),
+    )
