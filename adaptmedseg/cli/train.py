@@ -20,10 +20,12 @@ from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.segvol import SMALL, SegVol
 from adaptmedseg.models.unet import ReferenceUNet
-from adaptmedseg.training.config import TrainConfig, load_config
+from adaptmedseg.training.config import TrainConfig, load_config, named_model
 from adaptmedseg.training.processes import Processes
 from adaptmedseg.training.run import run_training, settled
 from adaptmedseg.training.run_folder import RunFolder
+from adaptmedseg.training.slice_config import SliceTrainConfig
+from adaptmedseg.training.slice_run import run_slice_training
 from adaptmedseg.training.stop import StopRequest
 from adaptmedseg.training.trainer import TrainResult
 
@@ -50,11 +52,16 @@ def train(
       adaptmedseg train adapt --data prepared/my_mri --out runs/long budget.minutes=30 --resume
       adaptmedseg train grow --data prepared/more --out runs/more grow.adapter=runs/my_mri 'grow.tasks={uterus: fresh}'
       adaptmedseg train prostate --data prepared/promise12 --fold 0 --out runs/fold0
+      adaptmedseg train sam_small --data slices/retina --out runs/retina budget.minutes=5
     """
     changes = parse_overrides(overrides or [])
     given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
     changes |= {key: value for key, value in given.items() if value is not None}
-    settings = load_config(config_path(config), TrainConfig, changes)
+    path = config_path(config)
+    if named_model(path) == "sam":
+        train_slices(load_config(path, SliceTrainConfig, changes), out, pick_device(device), resume=resume)
+        return
+    settings = load_config(path, TrainConfig, changes)
     chosen = pick_device(device)
     processes, folder = Processes.join(chosen), RunFolder(out)
     processes.of_first(lambda: folder.check(resume) if not (resume and folder.is_complete) else None)
@@ -68,6 +75,19 @@ def train(
         model, result = run_training(
             settings, out, chosen, resume=resume, validate=validate, observers=[shown], stop=stop
         )
+    if processes.is_first:
+        tell(out, model, result)
+
+
+def train_slices(settings: SliceTrainConfig, out: Path, device: torch.device, *, resume: bool) -> None:
+    """The same for a SAM, on sets of slices."""
+    processes, folder = Processes.join(device), RunFolder(out)
+    processes.of_first(lambda: folder.check(resume) if not (resume and folder.is_complete) else None)
+    if resume and folder.is_finished(settings):
+        print(f"{out}: is finished")
+        return
+    with StopRequest().by_signal() as stop, training_bar(f"training {settings.name}") as shown:
+        model, result = run_slice_training(settings, out, device, resume=resume, observers=[shown], stop=stop)
     if processes.is_first:
         tell(out, model, result)
 

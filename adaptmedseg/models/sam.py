@@ -70,6 +70,26 @@ SAM_SMALL = SamConfig(
 )
 
 
+def normalise_pixels(image: Tensor, config: SamConfig) -> Tensor:
+    """One image (3, h, w) with values 0 to 255 to the input (3, s, s) of a model of this configuration.
+
+    The padding below and to the right is zero after normalisation, as in the paper.
+    """
+    image = image.float()
+    if config.pixels == "min-max":
+        low, high = image.amin(), image.amax()
+        image = (image - low) / (high - low).clamp(min=1e-8)
+    else:
+        image = standardise(image)
+    return F.pad(image, (0, config.image_size - image.shape[-1], 0, config.image_size - image.shape[-2]))
+
+
+def standardise(image: Tensor) -> Tensor:
+    """Values 0 to 255 (3, h, w) by the mean and deviation of ImageNet's colours."""
+    mean, std = (image.new_tensor(values)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    return (image - mean) / std
+
+
 @dataclass(frozen=True)
 class SamOutput:
     """What was asked of n prompts: `logits` (n, m, h', w') of m masks on the decoder's map, a quarter of the input's
@@ -84,9 +104,6 @@ class Sam(nn.Module):
 
     Images are encoded once and asked as often as one likes: `encode(images)`, then `decode(embedding, prompts)`.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(self, config: SamConfig):
         super().__init__()
@@ -108,22 +125,10 @@ class Sam(nn.Module):
         self.mask_decoder = MaskDecoder(
             c.prompt_dim, grid, c.decoder_mlp_dim, c.decoder_num_heads, c.iou_hidden_dim, "channel", text=False
         )
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD)[:, None, None], persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """One image (3, h, w) with values 0 to 255, resized by `config.fit`, to the encoder's input (3, s, s).
-
-        The padding below and to the right is zero after normalisation, as in training.
-        """
-        image = image.float()
-        if self.config.pixels == "min-max":
-            low, high = image.amin(), image.amax()
-            image = (image - low) / (high - low).clamp(min=1e-8)
-        else:
-            image = (image - self.pixel_mean) / self.pixel_std
-        size = self.config.image_size
-        return F.pad(image, (0, size - image.shape[-1], 0, size - image.shape[-2]))
+        """One image (3, h, w) with values 0 to 255, resized by `config.fit`, to the encoder's input (3, s, s)."""
+        return normalise_pixels(image, self.config)
 
     def encode(self, images: Tensor) -> Tensor:
         """Normalised images (b, 3, s, s) to embeddings (b, c, s / patch, s / patch); depends on the images alone."""

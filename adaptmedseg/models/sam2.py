@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.prompts import Prompts
-from adaptmedseg.models.sam import PIXEL_MEAN, PIXEL_STD, SINGLE, Masks, SamOutput
+from adaptmedseg.models.sam import SINGLE, Masks, SamOutput, standardise
 
 MISSING = "SAM 2 needs the package transformers; install it: pip install 'adaptmedseg[sam2]'"
 EXTRA = "mask 0 and the alternatives 1 to 3 are two questions to SAM 2; ask one"
@@ -21,19 +21,14 @@ class Sam2Baseline(nn.Module):
     An embedding is the three feature maps (b, c, h, w) that its decoder needs. It is asked by points and boxes.
     """
 
-    pixel_mean: Tensor
-    pixel_std: Tensor
-
     def __init__(self, model: Any):
         super().__init__()
         self.model = model
         self.size = int(model.config.vision_config.backbone_config.image_size[0])
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD)[:, None, None], persistent=False)
 
     def normalise(self, image: Tensor) -> Tensor:
         """One image (3, s, s) with values 0 to 255 to the encoder's input."""
-        return (image.float() - self.pixel_mean) / self.pixel_std
+        return standardise(image.float())
 
     def encode(self, images: Tensor) -> tuple[Tensor, ...]:
         """Normalised images (b, 3, s, s) to their feature maps, from fine to coarse."""

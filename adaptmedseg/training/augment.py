@@ -58,17 +58,18 @@ class Augmentation:
     artefacts: list[tio.Transform]
 
 
-def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Augmentation:
-    """Transforms of {image: (1, d, h, w), masks: (1, d, h, w)}; masks are a packed label map, never interpolated."""
-    tilt = math.radians(config.rotate)
+def build_augmentation(config: AugmentConfig, size: tuple[int, ...]) -> Augmentation:
+    """Transforms of {image: (c, d, h, w), masks: (1, d, h, w)}, or of both without d; masks are a packed label map,
+    never interpolated. MRI's artefacts are for volumes alone."""
+    tilt, dims = math.radians(config.rotate), len(size)
     # Volumes are anisotropic: turns out of the axial plane are kept to a third of those within it.
     affine = RandAffined(
         [IMAGE, MASKS],
         prob=config.spatial,
-        rotate_range=(tilt, tilt / 3, tilt / 3),
-        shear_range=(config.shear,) * 6,
+        rotate_range=(tilt, tilt / 3, tilt / 3) if dims == 3 else tilt,
+        shear_range=(config.shear,) * (dims * (dims - 1)),
         translate_range=tuple(config.translate * n for n in size),
-        scale_range=(config.scale,) * 3,
+        scale_range=(config.scale,) * dims,
         spatial_size=size,
         mode=("bilinear", "nearest"),
         padding_mode="zeros",
@@ -93,7 +94,8 @@ def build_augmentation(config: AugmentConfig, size: tuple[int, int, int]) -> Aug
 
 
 def augment(transform: Augmentation, image: Tensor, masks: np.ndarray, seed: int) -> tuple[Tensor, np.ndarray]:
-    """Apply a transform to a view (1, d, h, w) and its boolean masks (k, d, h, w); the seed alone decides the draw."""
+    """Apply a transform to a view (c, d, h, w) and its boolean masks (k, d, h, w), or to both without d; the seed alone
+    decides the draw."""
     packed = np.zeros(masks.shape[1:], np.float32)
     for bit, mask in enumerate(masks):
         packed += mask * np.float32(2**bit)

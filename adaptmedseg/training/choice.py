@@ -2,17 +2,28 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from adaptmedseg.training.config import BalanceConfig
-from adaptmedseg.training.views import View
+
+
+class Drawn(Protocol):
+    """What is drawn from: a view of any kind."""
+
+    @property
+    def modality(self) -> str: ...
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def structures(self) -> list[str]: ...
 
 
 class Choice:
     """Draws cases and structures. The case at a position depends on the seed and the position alone."""
 
-    def __init__(self, views: Sequence[View], balance: BalanceConfig, seed: int):
+    def __init__(self, views: Sequence[Drawn], balance: BalanceConfig, seed: int):
         self.count = len(views)
         self.seed = seed
         cases = Counter(name for view in views for name in view.structures)
@@ -38,7 +49,7 @@ class Choice:
         return [present[i] for i in drawn]
 
 
-def _case_shares(views: Sequence[View], balance: BalanceConfig, rarity: dict[str, float]) -> np.ndarray:
+def _case_shares(views: Sequence[Drawn], balance: BalanceConfig, rarity: dict[str, float]) -> np.ndarray:
     """Probability of every case: of its modality, of its data set within that, evenly within the set, and all of it
     weighted by how rare the case's structures are."""
     modalities = Counter(view.modality for view in views)

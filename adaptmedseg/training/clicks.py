@@ -12,14 +12,14 @@ PADDING = -1
 
 
 def click_on_errors(
-    logits: Tensor, target: Tensor, view: tuple[int, int, int], generators: Sequence[torch.Generator]
+    logits: Tensor, target: Tensor, view: tuple[int, ...], generators: Sequence[torch.Generator]
 ) -> tuple[Tensor, Tensor]:
     """One click a prompt, drawn evenly from the cells that its mask has wrong.
 
     Args:
-        logits: (n, d, h, w) on the decoder's map.
-        target: (n, d, h, w) on the same map, the fraction of foreground in each cell; from a half on it is foreground.
-        view: voxels (d, h, w) of the input view.
+        logits: (n, d, h, w), or (n, h, w), on the decoder's map.
+        target: the same shape, the fraction of foreground in each cell; from a half on it is foreground.
+        view: voxels (d, h, w), or pixels (h, w), of the input view.
         generators: n, one a prompt, where some may be the same; of the CPU, so that every device draws alike.
 
     Returns:

@@ -1,7 +1,7 @@
 """The training configuration: one complete YAML an experiment, checked before anything runs."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -207,7 +207,37 @@ class TrainConfig(Strict):
         return self
 
 
+class LoopConfig(Protocol):
+    """What the training loop needs of a configuration, whatever model and data it is of."""
+
+    @property
+    def precision(self) -> str: ...
+    @property
+    def budget(self) -> BudgetConfig: ...
+    @property
+    def validations(self) -> int: ...
+    @property
+    def prompts(self) -> PromptConfig: ...
+    @property
+    def loss(self) -> LossConfig: ...
+    @property
+    def optimiser(self) -> OptimiserConfig: ...
+    @property
+    def compute(self) -> ComputeConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+
+
 Config = TypeVar("Config", bound=BaseModel)
+
+
+def named_model(path: Path) -> str | None:
+    """Which model a configuration says that it trains; None where it doesn't, or can't be read."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return values.get("model") if isinstance(values, dict) else None
 
 
 def load_config(path: Path, kind: type[Config], overrides: dict[str, object] | None = None) -> Config:

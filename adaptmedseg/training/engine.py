@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adaptmedseg.models.growing import frozen_numbers
 from adaptmedseg.training.average import WeightAverage
-from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.config import LoopConfig
 from adaptmedseg.training.objective import ModalityObjective, Objective
 from adaptmedseg.training.optimisers import build_optimisers, learning_rate_factor
 from adaptmedseg.training.processes import Processes
@@ -25,7 +25,7 @@ class Engine:
     computed, so that it does not matter how many processes share a batch.
     """
 
-    def __init__(self, model: nn.Module, modalities: list[str], config: TrainConfig, device: torch.device):
+    def __init__(self, model: nn.Module, modalities: list[str], config: LoopConfig, device: torch.device):
         self.config = config
         self.model = model
         self.accelerator = _accelerator(config, device)
@@ -104,7 +104,7 @@ class Engine:
         self.accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
 
 
-def _accelerator(config: TrainConfig, device: torch.device) -> Accelerator:
+def _accelerator(config: LoopConfig, device: torch.device) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=True)  # else a process is bound to its first run's precision
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Accelerate takes the current one

@@ -65,8 +65,21 @@ def segmentation_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def target_on_map(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Binary masks (n, d, h, w) at the view's size to the fraction of foreground in each cell of the decoder's map.
+    """Binary masks (n, d, h, w) or (n, h, w) at the view's size to the share of foreground in each cell of the
+    decoder's map.
 
     Averaging keeps boundaries at sub-cell precision, at a fraction of the cost of upsampling the logits.
     """
-    return F.adaptive_avg_pool3d(masks[:, None].float(), (size[0], size[1], size[2]))[:, 0]
+    stacked = masks[:, None].float()
+    if len(size) == 2:
+        return F.adaptive_avg_pool2d(stacked, (size[0], size[1]))[:, 0]
+    return F.adaptive_avg_pool3d(stacked, (size[0], size[1], size[2]))[:, 0]
+
+
+def overlap_losses(estimates: Tensor, logits: Tensor, target: Tensor) -> Tensor:
+    """Squared errors (n,) of SAM's estimates (n,) of the overlap (intersection over union) of its masks, logits > 0,
+    with the target, both (n, *map), as in Kirillov et al. 2023. No gradient reaches the masks."""
+    found, truth = (logits.detach() > 0).flatten(1), (target >= 0.5).flatten(1)
+    union = (found | truth).sum(1)
+    overlaps = torch.where(union == 0, 1.0, (found & truth).sum(1) / union.clamp(min=1))
+    return (estimates.float() - overlaps).square()

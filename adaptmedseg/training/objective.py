@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.prompts import Prompts
+from adaptmedseg.models.sam import Sam
 from adaptmedseg.training.clicks import click_on_errors, with_click
 from adaptmedseg.training.learning_config import LossConfig
-from adaptmedseg.training.losses import over_images, prompt_losses, target_on_map
+from adaptmedseg.training.losses import over_images, overlap_losses, prompt_losses, target_on_map
 
 TOO_FEW_MODALITIES = "the training data hold one modality, so that there is nothing to tell apart: no modality loss"
 
@@ -27,8 +28,8 @@ class Question(NamedTuple):
     """What one step asks of b images and n structures in them, and the truth.
 
     images (b, 1, d, h, w), or their embeddings (b, c, d', h', w') where the model takes those; masks (n, d, h, w) at
-    the view's size; kinds are the same n structures asked in one or several ways; `seeds`, one an image, decide where
-    clicks fall.
+    the view's size; of pictures (b, 3, h, w) and (n, h, w). kinds are the same n structures asked in one or several
+    ways; `seeds`, one an image, decide where clicks fall.
     """
 
     images: Tensor
@@ -59,19 +60,28 @@ class Objective(nn.Module):
 
     def _masks(self, embedding: Tensor, prompts: Prompts, question: Question) -> Tensor:
         """The loss of one kind of prompt, the mean over rounds of clicks."""
-        _, d, h, w = question.masks.shape
+        view = tuple(question.masks.shape[1:])
         generators = [torch.Generator().manual_seed(seed) for seed in question.seeds]
         of_prompts = [generators[image] for image in prompts.image_index.tolist()]
         rounds: list[Tensor] = []
         while True:
-            logits = self.model.segment(embedding, prompts)
+            logits, overlaps = self._answer(embedding, prompts)
             with torch.autocast(logits.device.type, enabled=False):
                 target = target_on_map(question.masks, logits.shape[1:])
                 losses = prompt_losses(logits, target, self.config)
+                if overlaps is not None:
+                    losses = losses + overlap_losses(overlaps, logits, target)
                 rounds.append(over_images(losses, prompts.image_index, self.config))
             if len(rounds) > self.clicks:
                 return torch.stack(rounds).mean()
-            prompts = with_click(prompts, *click_on_errors(logits.detach(), target, (d, h, w), of_prompts))
+            prompts = with_click(prompts, *click_on_errors(logits.detach(), target, view, of_prompts))
+
+    def _answer(self, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor | None]:
+        """Mask logits (n, *map), and (n,) what the model thinks of their overlap with the truth, where it says so."""
+        if isinstance(self.model, Sam):
+            answer = self.model.decode(embedding, prompts)
+            return answer.logits[:, 0], answer.iou[:, 0]
+        return self.model.segment(embedding, prompts), None
 
 
 def modality_loss(logits: Tensor, index: Tensor) -> Tensor:

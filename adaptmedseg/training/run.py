@@ -83,7 +83,7 @@ def run_training(
         start = load_start(config)
         config = settled(config)
         own = identity(config, start, training_cases(config))
-        found = _last_checkpoint(folder, processes, own, observers)
+        found = last_checkpoint(folder, processes, own, observers)
         data = load_training_set(config, *input_view(config, start.base))
         old = (0, 0) if start.adapter is None else (len(start.adapter.tasks), len(start.adapter.modalities))
         model = build_model(config, start, data)
@@ -112,7 +112,7 @@ def build_stream(config: TrainConfig, data: TrainingSet) -> BatchStream:
     )  # fmt: skip
 
 
-def _last_checkpoint(
+def last_checkpoint(
     folder: RunFolder, processes: Processes, own: dict[str, object], observers: Sequence[Observer]
 ) -> Checkpoint | None:
     """The checkpoint to go on from, the same on all processes; None where there is none.

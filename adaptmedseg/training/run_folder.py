@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
+from pydantic import BaseModel
 from torch import nn
 
 from adaptmedseg.adapters.file import save_adapter
@@ -22,6 +23,7 @@ from adaptmedseg.training.checkpoint import CheckpointFolder
 from adaptmedseg.training.config import TrainConfig
 from adaptmedseg.training.identity import refuse_other, settings
 from adaptmedseg.training.lock import locked
+from adaptmedseg.training.slice_config import SliceTrainConfig
 from adaptmedseg.training.start import Start, history_of_growth
 from adaptmedseg.training.trainer import TrainResult
 from adaptmedseg.training.training_set import TrainingSet
@@ -62,7 +64,7 @@ class RunFolder:
                 "train anew with another --out"
             )
 
-    def is_finished(self, config: TrainConfig) -> bool:
+    def is_finished(self, config: TrainConfig | SliceTrainConfig) -> bool:
         """Whether the run is complete and its budget spent. UserError where it is that of another configuration."""
         if not self.is_complete:
             return False
@@ -128,13 +130,20 @@ def save_run(
     }
     if start.card_of_adapter is not None:
         summary |= history_of_growth(summary, start.card_of_adapter)
+    with new_run(out, config, summary, result) as partial:
+        _save_model(partial / MODEL_FILE, config, model, start, data, summary)
+
+
+@contextmanager
+def new_run(out: Path, config: BaseModel, summary: dict[str, object], result: TrainResult) -> Iterator[Path]:
+    """OUT.partial with a run's configuration and history, for its model; it gets its name when the block ends."""
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         (partial / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         (partial / HISTORY).write_text(json.dumps({"summary": summary, "rows": result.history}, indent=1))
-        _save_model(partial / MODEL_FILE, config, model, start, data, summary)
+        yield partial
         _replace(partial, out)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -23,7 +23,8 @@ OF_STEP, OF_SAMPLE = 17, 13  # streams of random numbers, apart from those of `C
 
 @dataclass(frozen=True)
 class Batch:
-    """Views (b, 1, d, h, w), the kinds of prompt asked over them, and the boolean masks (n, d, h, w) they ask for.
+    """Views (b, 1, d, h, w), the kinds of prompt asked over them, and the boolean masks (n, d, h, w) they ask for; of
+    pictures (b, 3, h, w) and (n, h, w).
 
     All kinds ask for the same structures of the same images. `seeds`, one an image, are for what is drawn later, while
     a step is made.
@@ -74,7 +75,7 @@ class Sample:
     seed: int
 
 
-class BatchStream(IterableDataset):
+class SampleStream(IterableDataset):
     """An endless stream of batches of `batch_size` views, a batch a step.
 
     A sample depends on the seed and its place in the stream alone, and what a batch has in common (the kind of prompt)
@@ -82,32 +83,20 @@ class BatchStream(IterableDataset):
     Iteration gives the pieces of `share`, from step `start` on.
     """
 
-    def __init__(
-        self,
-        views: Sequence[View],
-        batch_size: int,
-        structures_per_image: int,
-        prompts: PromptConfig,
-        augmentation: AugmentConfig,
-        seed: int,
-        balance: BalanceConfig = EVERY_CASE_ONCE,
-        zoom_in: float = 0.0,
-    ):
+    def __init__(self, modalities: Sequence[str], batch_size: int, prompts: PromptConfig, seed: int):
+        """`modalities` are those of all views."""
         super().__init__()
-        self.views = [view for view in views if (view.structures if zoom_in else view.bits)]
-        if not self.views:
-            raise ValueError("no view has a structure to train on")
+        self.modalities = list(modalities)
         self.batch_size = batch_size
-        self.structures_per_image = structures_per_image
         self.prompts = prompts
-        self.augmentation = augmentation
-        d, h, w = self.views[0].load().image.shape
-        self.transform = build_augmentation(augmentation, (d, h, w))
         self.seed = seed
-        self.zoom_in = zoom_in
-        self.choice = Choice(self.views, balance, seed)
         self.share = ALL
         self.start = 0
+
+    def draw(self, position: int, rng: np.random.Generator) -> tuple[str, Tensor, dict[str, np.ndarray]]:
+        """The view at a position of the stream, changed at random: its modality, the image, and the boolean masks of
+        some of its structures."""
+        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Batch]:
         worker = torch.utils.data.get_worker_info()
@@ -146,8 +135,7 @@ class BatchStream(IterableDataset):
     def sample(self, position: int, kinds: Sequence[str], n_inside: int) -> "Sample":
         """The view at a position of the stream, changed at random, with what some kinds of prompt take."""
         rng = np.random.default_rng([self.seed, OF_SAMPLE, position])
-        view = self.views[self.choice.case(position)]
-        image, drawn = self._sample(view, rng)
+        modality, image, drawn = self.draw(position, rng)
         masks = np.stack(list(drawn.values()))
         points = labels = boxes = None
         if any("points" in kind for kind in kinds):
@@ -155,7 +143,37 @@ class BatchStream(IterableDataset):
         if any("box" in kind for kind in kinds):
             boxes = simulate_boxes(masks, rng, self.prompts.box_jitter)
         seed = int(rng.integers(2**31))
-        return Sample(view.modality, image, list(drawn), torch.from_numpy(masks), points, labels, boxes, seed)
+        return Sample(modality, image, list(drawn), torch.from_numpy(masks), points, labels, boxes, seed)
+
+
+class BatchStream(SampleStream):
+    """Batches of views of volumes."""
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        batch_size: int,
+        structures_per_image: int,
+        prompts: PromptConfig,
+        augmentation: AugmentConfig,
+        seed: int,
+        balance: BalanceConfig = EVERY_CASE_ONCE,
+        zoom_in: float = 0.0,
+    ):
+        self.views = [view for view in views if (view.structures if zoom_in else view.bits)]
+        if not self.views:
+            raise ValueError("no view has a structure to train on")
+        super().__init__([view.modality for view in self.views], batch_size, prompts, seed)
+        self.structures_per_image = structures_per_image
+        self.augmentation = augmentation
+        d, h, w = self.views[0].load().image.shape
+        self.transform = build_augmentation(augmentation, (d, h, w))
+        self.zoom_in = zoom_in
+        self.choice = Choice(self.views, balance, seed)
+
+    def draw(self, position: int, rng: np.random.Generator) -> tuple[str, Tensor, dict[str, np.ndarray]]:
+        view = self.views[self.choice.case(position)]
+        return view.modality, *self._sample(view, rng)
 
     def _sample(self, view: View, rng: np.random.Generator) -> tuple[Tensor, dict[str, np.ndarray]]:
         # No number is drawn where nothing is to be decided, so that a stream of views alone stays what it was.

@@ -14,29 +14,30 @@ DEFAULT_JITTER = BoxJitterConfig()
 
 
 def box_of(mask: np.ndarray) -> np.ndarray | None:
-    """Tight box (2, 3) of a mask (d, h, w): lowest and highest voxel index per axis; None for an empty mask."""
+    """Tight box (2, dims) of a mask (d, h, w) or (h, w): lowest and highest index per axis; None for an empty mask."""
     if not mask.any():
         return None
-    extents = [np.flatnonzero(mask.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    axes = range(mask.ndim)
+    extents = [np.flatnonzero(mask.any(axis=tuple(a for a in axes if a != axis))) for axis in axes]
     return np.array([[e[0] for e in extents], [e[-1] for e in extents]], dtype=np.float32)
 
 
 def jitter_of(mask: np.ndarray, config: BoxJitterConfig) -> float:
-    """The range of a mask's (d, h, w) box jitter, by the share of the view that it fills."""
+    """The range of a mask's box jitter, by the share of the view that it fills."""
     share = np.count_nonzero(mask) / mask.size
     return config.small if share < SMALL else config.medium if share < LARGE else config.large
 
 
 def simulate_boxes(masks: np.ndarray, rng: np.random.Generator, config: BoxJitterConfig = DEFAULT_JITTER) -> Tensor:
-    """Jittered boxes (n, 2, 3) of masks (n, d, h, w); an empty mask gets the whole view."""
+    """Jittered boxes (n, 2, dims) of masks (n, d, h, w) or (n, h, w); an empty mask gets the whole view."""
     size = np.array(masks.shape[1:], dtype=np.float32)
     boxes = []
     for mask in masks:
         box = box_of(mask)
         if box is None:
-            box = np.stack([np.zeros(3, np.float32), size - 1])
+            box = np.stack([np.zeros_like(size), size - 1])
         most = jitter_of(mask, config)
-        jitter = rng.uniform(-most, most, size=(2, 3)) * (box[1] - box[0] + 1)
+        jitter = rng.uniform(-most, most, size=box.shape) * (box[1] - box[0] + 1)
         boxes.append(np.clip(box + jitter, 0, size - 1))
     return torch.from_numpy(np.stack(boxes).astype(np.float32))
 
@@ -47,7 +48,8 @@ def points_inside(rng: np.random.Generator, most: int) -> int:
 
 
 def simulate_points(masks: np.ndarray, n_inside: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Random points (n, n_inside + 1, 3) and labels of masks (n, d, h, w): inside ones first, at least one outside."""
+    """Random points (n, n_inside + 1, dims) and labels of masks (n, d, h, w) or (n, h, w): inside ones first, at least
+    one outside."""
     points, labels = [], []
     for mask in masks:
         inside, outside = np.flatnonzero(mask), np.flatnonzero(~mask)

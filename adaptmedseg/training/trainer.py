@@ -12,19 +12,19 @@ from torch.utils.data import DataLoader
 
 from adaptmedseg.errors import UserError
 from adaptmedseg.training.checkpoint import Checkpoint
-from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.config import LoopConfig
 from adaptmedseg.training.engine import Engine
 from adaptmedseg.training.keeper import CheckpointKeeper
 from adaptmedseg.training.observer import Observer
 from adaptmedseg.training.random_states import random_states, restore_random_states
-from adaptmedseg.training.sampling import Batch, BatchStream, Share
+from adaptmedseg.training.sampling import Batch, SampleStream, Share
 from adaptmedseg.training.stop import StopRequest, TrainingStopped, leave_signals_to_parent
 
 Validate = Callable[[nn.Module], float]
 LOG_EVERY = 10
 
 
-def build_loader(stream: BatchStream, device: torch.device) -> DataLoader:
+def build_loader(stream: SampleStream, device: torch.device) -> DataLoader:
     """Batches made beside an accelerator's steps; on a CPU between them: a step there waits for its slowest thread."""
     if device.type == "cpu":
         return DataLoader(stream, batch_size=None)
@@ -57,10 +57,10 @@ class TrainResult:
 class Trainer:
     """Trains the parameters of `model` that require gradients; afterwards the model holds their moving average."""
 
-    def __init__(self, model: nn.Module, stream: BatchStream, config: TrainConfig, device: torch.device):
+    def __init__(self, model: nn.Module, stream: SampleStream, config: LoopConfig, device: torch.device):
         self.config = config
         self.model = model
-        self.engine = Engine(model, [view.modality for view in stream.views], config, device)
+        self.engine = Engine(model, stream.modalities, config, device)
         self.processes = self.engine.processes
         self.position = Position()
         self.stream = stream

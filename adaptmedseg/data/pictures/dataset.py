@@ -64,6 +64,7 @@ class SliceItem:
     annotated: tuple[str, ...]
     pixels: dict[str, int]
     source: dict[str, Any] = field(repr=False)
+    files: dict[str, str] = field(repr=False)
     folder: Path
     structures: tuple[str, ...]
 
@@ -213,6 +214,7 @@ def _item(entry: dict[str, Any], folder: Path, structures: tuple[str, ...]) -> S
         tuple(entry["annotated"]),
         {name: int(count) for name, count in entry["pixels"].items()},
         entry["source"],
+        dict(entry["files"]),
         folder,
         structures,
     )

@@ -1,0 +1,60 @@
+"""The configuration of a training on slices and pictures."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from adaptmedseg.training.config import (
+    AugmentConfig,
+    BalanceConfig,
+    BudgetConfig,
+    CheckpointConfig,
+    ComputeConfig,
+    OptimiserConfig,
+)
+from adaptmedseg.training.learning_config import LossConfig, PromptConfig
+from adaptmedseg.training.strict import Strict
+
+
+class SliceDataConfig(Strict):
+    """Sets of slices (`adaptmedseg slices`), of the split 'train'. A structure of fewer than `least` pixels in the
+    square that the model looks at is no target."""
+
+    paths: tuple[str, ...] = ()
+    structures: tuple[str, ...] | None = None
+    least: Annotated[int, Field(ge=1)] = 8
+    balance: BalanceConfig = BalanceConfig()
+
+
+class SliceTrainConfig(Strict):
+    """One experiment on slices: all weights of a SAM are trained, and the result is a new SAM.
+
+    In each image `structures_per_image` of its structures are asked at once; they share its embedding. The rest is as
+    in `TrainConfig`, but that prompts have no text.
+    """
+
+    name: str
+    seed: Annotated[int, Field(ge=0)] = 0
+    model: Literal["sam"]
+    base: str
+    data: SliceDataConfig = SliceDataConfig()
+    budget: BudgetConfig
+    batch_size: Annotated[int, Field(ge=1)] = 4
+    structures_per_image: Annotated[int, Field(ge=1, le=16)] = 3
+    precision: Literal["fp32", "bf16"] = "bf16"
+    validations: Literal[0] = 0
+    prompts: PromptConfig = PromptConfig(text=0, box=0.5, points=0.5)
+    loss: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
+    optimiser: OptimiserConfig = OptimiserConfig()
+    compute: ComputeConfig = ComputeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+    @model_validator(mode="after")
+    def fits_pictures(self) -> "SliceTrainConfig":
+        for name in ("motion", "ghosting", "anisotropy"):
+            if getattr(self.augment, name):
+                raise ValueError(f"augment.{name} is for volumes: set it to 0")
+        if any(share and "text" in kind for kind, share in self.prompts.shares.items()):
+            raise ValueError("a SAM is not asked by text: set its shares in prompts to 0")
+        return self

@@ -1,0 +1,119 @@
+"""One training on slices from a configuration: sets of slices in, one SAM file and its history out."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adaptmedseg.checkpoints.sam import load_sam, save_sam
+from adaptmedseg.checkpoints.store import MODEL_FILE, weights_hash
+from adaptmedseg.data.pictures.dataset import SliceDataset, SliceItem
+from adaptmedseg.errors import UserError
+from adaptmedseg.models.sam import Sam
+from adaptmedseg.training.identity import CASE, settings
+from adaptmedseg.training.keeper import CheckpointKeeper
+from adaptmedseg.training.observer import Observer
+from adaptmedseg.training.processes import Processes
+from adaptmedseg.training.run import last_checkpoint
+from adaptmedseg.training.run_folder import RunFolder, new_run
+from adaptmedseg.training.slice_config import SliceTrainConfig
+from adaptmedseg.training.slice_stream import SliceStream, SliceView, view_of
+from adaptmedseg.training.stop import StopRequest
+from adaptmedseg.training.trainer import Trainer, TrainResult
+
+Items = list[tuple[SliceDataset, SliceItem]]
+
+
+def training_items(config: SliceTrainConfig) -> tuple[Items, list[str]]:
+    """The images that a configuration trains on, and the structures. UserError where there are none."""
+    paths = ", ".join(config.data.paths)
+    if not paths:
+        raise UserError("no training data: set data.paths in the configuration or give --data DIR")
+    datasets = [SliceDataset.open(path) for path in config.data.paths]
+    known = sorted({name for dataset in datasets for name in dataset.structures})
+    wanted = list(config.data.structures or known)
+    unknown = sorted(set(wanted) - set(known))
+    if unknown:
+        raise UserError(f"data.structures: '{unknown[0]}' is in none of the sets; there are {', '.join(known)}")
+    items = [(dataset, item) for dataset in datasets for item in dataset.items("train", wanted)]
+    if not items:
+        raise UserError(f"{paths}: no training image shows any of {', '.join(wanted)}")
+    return items, wanted
+
+
+def run_slice_training(
+    config: SliceTrainConfig,
+    out: Path,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+    stop: StopRequest | None = None,
+) -> tuple[Sam, TrainResult]:
+    """Train and write OUT/{model.safetensors, config.yaml, history.json}; gives the trained model, averaged weights.
+
+    Processes, checkpoints, `resume` and errors as in `run.run_training`.
+    """
+    processes, folder = Processes.join(device), RunFolder(out)
+    with ExitStack() as claim:
+        processes.of_first(lambda: claim.enter_context(folder.claimed(resume)))
+        items, wanted = training_items(config)
+        model, card = load_sam(config.base, config.seed)
+        own = _identity(config, model, items)
+        found = last_checkpoint(folder, processes, own, observers)
+        views = [view_of(item, dataset.name, model.config, wanted, config.data.least) for dataset, item in items]
+        if not any(view.masks for view in views):
+            raise UserError(f"data.least: no structure has {config.data.least} pixels in any image; lower it")
+        torch.manual_seed(config.seed)
+        trainer = Trainer(model, SliceStream(views, model.config, config), config, device)
+        if found is not None:
+            trainer.restore(found)
+        keeper = CheckpointKeeper(folder.checkpoints(config.checkpoint.keep), config.checkpoint, own)
+        result = trainer.run(None, observers, keeper, stop)
+        model.to("cpu").eval()
+
+        def write() -> None:
+            _save(out, config, model, card, items, views, result)
+            folder.release(config.checkpoint.extendable)
+
+        processes.of_first(write)
+    return model, result
+
+
+def _identity(config: SliceTrainConfig, model: Sam, items: Items) -> dict[str, Any]:
+    """Everything that decides what a training learns, by dotted keys, as `identity.identity`."""
+    keys = settings(config.model_dump(mode="json"))
+    keys["base"] = weights_hash(model)
+    for dataset, item in items:
+        keys[f"{CASE} {dataset.name}/{item.id}"] = item.files
+    return keys
+
+
+def _save(
+    out: Path,
+    config: SliceTrainConfig,
+    model: Sam,
+    card: dict[str, object],
+    items: Items,
+    views: list[SliceView],
+    result: TrainResult,
+) -> None:
+    before = card.get("training")
+    seen = set(before.get("image_sha256", [])) if isinstance(before, dict) else set()
+    summary: dict[str, object] = {
+        "config": config.name,
+        "seed": config.seed,
+        "steps": result.steps,
+        "minutes": round(result.minutes, 2),
+        "structures": sorted({name for view in views for name in view.masks}),
+        "modalities": sorted({view.modality for view in views}),
+        "cases": [f"{dataset.name}/{item.id}" for dataset, item in items],
+        "image_sha256": sorted(seen | {item.image_sha256 for _, item in items}),
+        "notes": result.notes,
+    }
+    names = ", ".join(dict.fromkeys(dataset.name for dataset, _ in items))
+    about = {"name": config.name, "trained_on": f"{len(items)} images of {names}", "started_from": card}
+    with new_run(out, config, summary, result) as partial:
+        save_sam(partial / MODEL_FILE, model, {**about, "training": summary})
