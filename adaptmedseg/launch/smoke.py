@@ -1,0 +1,87 @@
+"""A test before training that all processes reach each other and are alike: `python -m adaptmedseg.launch.smoke`.
+
+Started once a process by a launcher that sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT: torchrun,
+`accelerate launch` or `adaptmedseg.launch.process`. It ends within `--seconds` and a few more, whatever happens, and
+says which rank, host or link is to blame: a training without it would wait for the missing one until its time limit.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from adaptmedseg.errors import UserError
+from adaptmedseg.launch.meeting import Meeting, Place, ToldByFirstError
+
+SECONDS = 30.0
+FAILED_EXIT = 3
+NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+GRACE_SECONDS = 2.0
+
+
+def place_of(environment: Mapping[str, str], backend: str, hosts: str, seconds: float) -> Place:
+    """Read the launcher's variables. UserError where one is missing or no number."""
+    for name in NEEDED:
+        if name not in environment:
+            raise UserError(f"{name} is not set: start this with torchrun, accelerate launch or in a Slurm job")
+    try:
+        rank, count = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+        local_rank, port = int(environment.get("LOCAL_RANK", "0")), int(environment["MASTER_PORT"])
+    except ValueError as error:
+        raise UserError(f"RANK, WORLD_SIZE, LOCAL_RANK and MASTER_PORT must be whole numbers ({error})") from None
+    names = [name for name in hosts.split(",") if name]
+    return Place(rank, count, local_rank, environment["MASTER_ADDR"], port, backend, names, seconds)
+
+
+def end_at_all_costs(seconds: float, rank: int) -> None:
+    """End this process after `seconds`, even out of a library's endless wait: first with a sentence, then without."""
+
+    def give_up() -> None:
+        _tell(rank, f"the smoke test hung and was ended after {seconds:.0f} s")
+        os._exit(FAILED_EXIT)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_SECONDS)  # its default action needs no Python to run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The process. Exit code 0 where all is well, 3 where anything is not."""
+    parser = argparse.ArgumentParser(prog="python -m adaptmedseg.launch.smoke", description=__doc__.split("\n")[0])
+    parser.add_argument("--backend", choices=("gloo", "nccl"), default="gloo", help="what training will use")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="limit of the whole test")
+    parser.add_argument("--hosts", default="", help="hosts in the order of ranks, separated by commas, to name them")
+    parser.add_argument("--same", type=Path, action="append", default=[], help="file or prepared set, alike everywhere")
+    options = parser.parse_args(arguments)
+    try:
+        place = place_of(os.environ, options.backend, options.hosts, options.seconds)
+    except UserError as error:
+        _tell(0, str(error))
+        return FAILED_EXIT
+    end_at_all_costs(place.seconds + GRACE_SECONDS, place.rank)
+    try:
+        summary = Meeting(place).hold(options.same)
+    except ToldByFirstError:
+        return FAILED_EXIT
+    except UserError as error:
+        for sentence in str(error).splitlines():
+            _tell(place.rank, sentence)
+        return FAILED_EXIT
+    if place.rank == 0:
+        print(f"smoke test: {summary}", flush=True)
+    return 0
+
+
+def _tell(rank: int, sentence: str) -> None:
+    print(f"error: smoke test, rank {rank} on {os.uname().nodename}: {sentence}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # backends in the middle of an endless wait would keep the interpreter from ending
