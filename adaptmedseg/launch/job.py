@@ -62,7 +62,7 @@ class Steps:
         return 128 - code if code < 0 else code
 
 
-def test_processes(steps: Steps, allocation: Allocation, arguments: Sequence[str], seconds: int) -> int:
+def smoke_test(steps: Steps, allocation: Allocation, arguments: Sequence[str], seconds: int) -> int:
     """The smoke test's exit code; one process has nothing to test."""
     if allocation.all_processes == 1:
         return 0
@@ -88,7 +88,7 @@ def attend(
     starts, before = read_starts(record, allocation.restarts), last_step(out)
     if before or allocation.restarts:
         _tell(f"start {allocation.restarts + 1} of this job, from step {before}")
-    code = test_processes(steps, allocation, arguments, limits.smoke_seconds)
+    code = smoke_test(steps, allocation, arguments, limits.smoke_seconds)
     if code and not was_stopped(code, steps.asked):
         _tell("the smoke test failed, see above; nothing was trained")
         return code
@@ -104,13 +104,14 @@ def attend(
 def close(verdict: Verdict, allocation: Allocation, out: Path) -> int:
     """Do what the verdict says; returns the job's exit code."""
     _tell(verdict.sentence)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not verdict.requeue:
         return verdict.code
     refused = put_back(allocation.job)
     if refused:
         _tell(f"not put back: {refused}; submitted again, it goes on from step {last_step(out)}")
         return verdict.code
-    time.sleep(END_SECONDS)  # Slurm ends this process
+    time.sleep(END_SECONDS)  # Slurm ends this process, by SIGTERM
     return verdict.code
 
 
