@@ -51,10 +51,7 @@ def train(
       adaptmedseg train grow --data prepared/more --out runs/more grow.adapter=runs/my_mri 'grow.tasks={uterus: fresh}'
       adaptmedseg train prostate --data prepared/promise12 --fold 0 --out runs/fold0
     """
-    changes = parse_overrides(overrides or [])
-    given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
-    changes |= {key: value for key, value in given.items() if value is not None}
-    settings = load_config(config_path(config), TrainConfig, changes)
+    settings = read_settings(config, overrides, data, base, fold, seed)
     chosen = pick_device(device)
     processes, folder = Processes.join(chosen), RunFolder(out)
     processes.of_first(lambda: folder.check(resume) if not (resume and folder.is_complete) else None)
@@ -70,6 +67,16 @@ def train(
         )
     if processes.is_first:
         tell(out, model, result)
+
+
+def read_settings(
+    config: str, overrides: list[str] | None, data: list[Path], base: str | None, fold: int | None, seed: int | None
+) -> TrainConfig:
+    """The configuration that the command line asks for. UserError where there is none or it is wrong."""
+    changes = parse_overrides(overrides or [])
+    given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
+    changes |= {key: value for key, value in given.items() if value is not None}
+    return load_config(config_path(config), TrainConfig, changes)
 
 
 def look_for_leaks(settings: TrainConfig) -> None:

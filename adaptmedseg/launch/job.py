@@ -115,19 +115,19 @@ def close(verdict: Verdict, allocation: Allocation, out: Path) -> int:
     return verdict.code
 
 
-def one_of(options: argparse.Namespace, environment: Mapping[str, str]) -> tuple[Path, list[str]]:
+def one_of(options: argparse.Namespace, rest: list[str], environment: Mapping[str, str]) -> tuple[Path, list[str]]:
     """The run folder and the training's arguments: in an array those of its task. UserError where there is none."""
     items = options.folds or options.strategies
     if not items:
-        return options.out, options.arguments
+        return options.out, rest
     names = items.split(",")
     what, number = "folds" if options.folds else "strategies", environment.get("SLURM_ARRAY_TASK_ID", "")
     if not number.isdecimal() or int(number) >= len(names):
         raise UserError(f"--{what} {items}: is for a job array, numbered from 0: sbatch --array=0-{len(names) - 1} ...")
     name = names[int(number)]
     if options.folds:
-        return options.out / f"fold{name}", [*options.arguments, "--fold", name]
-    return options.out / name, [f"strategies/{name}", *options.arguments]
+        return options.out / f"fold{name}", [*rest, "--fold", name]
+    return options.out / name, [f"strategies/{name}", *rest]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -138,10 +138,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--strategies", default="", help="strategies of an array's tasks, in place of CONFIG")
     parser.add_argument("--max-requeues", type=int, default=MAX_REQUEUES)
     parser.add_argument("--smoke-seconds", type=int, default=SMOKE_SECONDS)
-    options, options.arguments = parser.parse_known_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
     steps = Steps()
     try:
-        out, chosen = one_of(options, os.environ)
+        out, chosen = one_of(options, rest, os.environ)
         return attend(steps, Allocation.from_environment(os.environ), out, chosen, options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

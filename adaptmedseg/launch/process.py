@@ -1,7 +1,7 @@
 """One process of a step: `srun python -m adaptmedseg.launch.process MODULE ARGUMENTS`.
 
-Slurm's variables become those that PyTorch and Accelerate read, then the process becomes `python -m MODULE`. No launcher
-stands between Slurm and the training, so that signals arrive and exit codes count.
+Slurm's variables become those that PyTorch and Accelerate read, then the process becomes `python -m MODULE`. There is
+no launcher between Slurm and the training, so that signals arrive and exit codes count.
 """
 
 import os

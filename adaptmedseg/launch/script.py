@@ -77,7 +77,10 @@ def seconds(time: str) -> int:
 
 def write_script(name: str, log: str, options: Sequence[str], folder: str, commands: Sequence[Sequence[str]]) -> str:
     """A batch script that runs commands in `folder`, one after the other until one fails; `log` is Slurm's pattern."""
-    lines = ["#!/usr/bin/env bash", "# Written by `adaptmedseg submit`; submitted again by hand it goes on where it was."]
+    lines = [
+        "#!/usr/bin/env bash",
+        "# Written by `adaptmedseg submit`; submitted again by hand it goes on where it was.",
+    ]
     lines += [f"#SBATCH {option}" for option in (f"--job-name={shlex.quote(name)}", f"--output={shlex.quote(log)}")]
     lines += [f"#SBATCH {option}" for option in ("--open-mode=append", *options)]
     lines += ["set -e", "trap '' USR1 TERM  # until the program listens to them", f"cd {shlex.quote(folder)}"]

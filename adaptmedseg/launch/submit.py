@@ -91,25 +91,26 @@ def _training(order: Order) -> str:
 def _evaluation(order: Order) -> str:
     beside = [word for name, model in order.reference.items() for word in ("--model", f"{name}={model}")]
     data = [word for path in order.data for word in ("--data", path)]
-    rest = [*data, "--out", str(order.evaluation)]
+    rest = [*data, "--out", str(order.evaluation), "--append"]  # a second start replaces the first one's scores
     if order.folds:
         commands = [
-            [*PROGRAM, "evaluate", *beside, "--model", f"trained={run}", *rest, "--fold", str(fold), "--append"]
+            [*PROGRAM, "evaluate", *beside, "--model", f"trained={run}", *rest, "--fold", str(fold)]
             for fold, run in zip(order.folds, order.runs().values(), strict=True)
         ]
     else:
         models = [word for name, run in order.runs().items() for word in ("--model", f"{name}={run}")]
         fold = [] if order.fold is None else ["--fold", str(order.fold)]
         commands = [[*PROGRAM, "evaluate", *beside, *models, *rest, *fold]]
-    # Scores that were half added would be added twice by a second start.
     resources = replace(order.resources, nodes=1, gpus=min(1, order.resources.gpus))
-    return _script(order, "evaluate", "%j", [*resources.lines(), "--no-requeue"], commands)
+    return _script(order, "evaluate", "%j", [*resources.lines(), "--requeue"], commands)
 
 
 def _report(order: Order) -> str:
     runs = [word for name, run in order.runs().items() for word in ("--run", f"{name}={run}")]
     resources = replace(order.resources, time=REPORT_TIME, nodes=1, gpus=0, cpus=REPORT_CPUS)
-    return _script(order, "report", "%j", resources.lines(), [[*PROGRAM, "report", str(order.evaluation), *runs]])
+    return _script(
+        order, "report", "%j", [*resources.lines(), "--requeue"], [[*PROGRAM, "report", str(order.evaluation), *runs]]
+    )
 
 
 def _script(order: Order, step: str, number: str, options: list[str], commands: list[list[str]]) -> str:

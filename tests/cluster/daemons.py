@@ -103,7 +103,7 @@ class Cluster:
 
 @contextmanager
 def running(folder: Path, nodes: int) -> Iterator[Cluster]:
-    """Start daemons for nodes n1, n2, ...; within the block they take jobs. All are ended and jobs cancelled after it."""
+    """Start daemons for nodes n1, n2, ...; within the block they take jobs. Afterwards all of it is ended."""
     environment = _prepare(folder, nodes)
     cluster = Cluster(folder, environment)
     try:
@@ -148,7 +148,12 @@ def _start(folder: Path, nodes: int, environment: dict[str, str]) -> None:
 
     munge = {"key-file": "munge/key", "seed-file": "munge/seed", "log-file": "munge/log", "pid-file": "munge.pid"}
     # By force: munged wants to be asked before it uses a folder that others cannot enter, such as a test's own.
-    daemon("munged", "--force", *(f"--{key}={folder}/{name}" for key, name in munge.items()), f"--socket={folder}/munge.socket")
+    daemon(
+        "munged",
+        "--force",
+        *(f"--{key}={folder}/{name}" for key, name in munge.items()),
+        f"--socket={folder}/munge.socket",
+    )
     daemon("slurmctld")
     script = 'hostname "$1" && mount --bind "$2" /etc/hosts && exec slurmd -N "$1"'
     for number in range(1, nodes + 1):
