@@ -70,7 +70,8 @@ def smoke_test(steps: Steps, allocation: Allocation, arguments: Sequence[str], s
     command += ["adaptmedseg.launch.process", "adaptmedseg.launch.smoke", f"--backend={allocation.backend}"]
     command += [f"--seconds={seconds}", f"--hosts={','.join(allocation.hosts)}"]
     command += [f"--same={argument}" for argument in arguments if _is_input(Path(argument))]
-    return steps.run(command, allocation.meeting_point(0), seconds + START_SECONDS)
+    quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # what is wrong is said in a sentence
+    return steps.run(command, allocation.meeting_point(0) | quiet, seconds + START_SECONDS)
 
 
 def train(steps: Steps, allocation: Allocation, out: Path, arguments: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ from adaptmedseg.launch.facts import Facts, contents, differences, gpu_trouble, 
 MEETING_SHARE = 0.6  # of the time, for all to arrive
 PAYLOAD = 1 << 20  # float32 numbers, 4 MiB
 POLL_SECONDS = 0.05
+LAST_SECONDS = 1.0  # for the others to read bad news
 PROCEED = "proceed"
 
 
@@ -156,8 +157,9 @@ class Meeting:
             store.wait([what], timedelta(seconds=self._left()))
             told = [] if store.get(what) == PROCEED.encode() else ["told"]
         self._say(store, f"{what} read", "")
-        if self.place.rank == 0 and told:
-            self._hear(store, f"{what} read", 1.0)  # the store ends with this process
-            raise UserError("\n".join(told))
-        if told:
+        if self.place.rank == 0:  # the store ends with this process
+            self._hear(store, f"{what} read", LAST_SECONDS if told else self._left())
+            if told:
+                raise UserError("\n".join(told))
+        elif told:
             raise ToldByFirstError(f"{self.place.named(0)} says why")

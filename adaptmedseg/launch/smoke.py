@@ -7,19 +7,16 @@ says which rank, host or link is to blame: a training without it would wait for 
 
 import argparse
 import os
-import signal
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adaptmedseg.errors import UserError
+from adaptmedseg.launch.deadline import FAILED_EXIT, GRACE_SECONDS, end_at_all_costs, tell
 from adaptmedseg.launch.meeting import Meeting, Place, ToldByFirstError
 
 SECONDS = 30.0
-FAILED_EXIT = 3
 NEEDED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-GRACE_SECONDS = 2.0
 
 
 def place_of(environment: Mapping[str, str], backend: str, hosts: str, seconds: float) -> Place:
@@ -36,20 +33,6 @@ def place_of(environment: Mapping[str, str], backend: str, hosts: str, seconds: 
     return Place(rank, count, local_rank, environment["MASTER_ADDR"], port, backend, names, seconds)
 
 
-def end_at_all_costs(seconds: float, rank: int) -> None:
-    """End this process after `seconds`, even out of a library's endless wait: first with a sentence, then without."""
-
-    def give_up() -> None:
-        _tell(rank, f"the smoke test hung and was ended after {seconds:.0f} s")
-        os._exit(FAILED_EXIT)
-
-    timer = threading.Timer(seconds, give_up)
-    timer.daemon = True
-    timer.start()
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds + GRACE_SECONDS)  # its default action needs no Python to run
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The process. Exit code 0 where all is well, 3 where anything is not."""
     parser = argparse.ArgumentParser(prog="python -m adaptmedseg.launch.smoke", description=__doc__.split("\n")[0])
@@ -61,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         place = place_of(os.environ, options.backend, options.hosts, options.seconds)
     except UserError as error:
-        _tell(0, str(error))
+        tell(0, str(error))
         return FAILED_EXIT
     end_at_all_costs(place.seconds + GRACE_SECONDS, place.rank)
     try:
@@ -70,15 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILED_EXIT
     except UserError as error:
         for sentence in str(error).splitlines():
-            _tell(place.rank, sentence)
+            tell(place.rank, sentence)
         return FAILED_EXIT
     if place.rank == 0:
         print(f"smoke test: {summary}", flush=True)
     return 0
-
-
-def _tell(rank: int, sentence: str) -> None:
-    print(f"error: smoke test, rank {rank} on {os.uname().nodename}: {sentence}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

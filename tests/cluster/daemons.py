@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -106,6 +107,7 @@ def running(folder: Path, nodes: int) -> Iterator[Cluster]:
     """Start daemons for nodes n1, n2, ...; within the block they take jobs. Afterwards all of it is ended."""
     environment = _prepare(folder, nodes)
     cluster = Cluster(folder, environment)
+    before = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # else all of it stays behind
     try:
         _start(folder, nodes, environment)
         _wait_until_idle(cluster, nodes)
@@ -116,6 +118,7 @@ def running(folder: Path, nodes: int) -> Iterator[Cluster]:
     finally:
         for pid_file in [*sorted(folder.glob("slurmd.*.pid")), folder / "slurmctld.pid", folder / "munge.pid"]:
             _end(pid_file)
+        signal.signal(signal.SIGTERM, before)
 
 
 def _prepare(folder: Path, nodes: int) -> dict[str, str]:

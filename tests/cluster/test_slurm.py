@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of two nodes: submitting, several nodes, arrays, chains, and going on after every kind of stop."""
+"""Jobs on a real Slurm of two nodes: submitting, several nodes, arrays, chains, going on after every kind of stop."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 150.0  # for a job to end on a busy machine
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ADAPTMEDSEG_PYTHON": sys.executable}
-LONG = ("budget.steps=400", "checkpoint.minutes=null")
+LONG = ("budget.steps=200", "checkpoint.minutes=null")
 
 
 @pytest.fixture(scope="module")
