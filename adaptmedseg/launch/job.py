@@ -52,6 +52,8 @@ class Steps:
     def run(self, command: list[str], environment: Mapping[str, str], seconds: float | None = None) -> int:
         """The step's exit code, as a shell counts. UserError where it takes longer than `seconds`."""
         self.running = subprocess.Popen(command, env={**os.environ, **environment})
+        if self.asked:  # while the step was being started
+            self.running.send_signal(signal.SIGUSR1)
         try:
             code = self.running.wait(seconds)
         except subprocess.TimeoutExpired:

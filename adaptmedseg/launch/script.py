@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 from adaptmedseg.errors import UserError
 
-TIME = re.compile(r"(?:(?P<days>\d+)-(?P<of_day>\d+(?::\d+){0,2})|(?P<plain>\d+(?::\d+){0,2}))")
+TIME = re.compile(r"(?:(?P<days>[0-9]+)-(?P<of_day>[0-9]+(?::[0-9]+){0,2})|(?P<plain>[0-9]+(?::[0-9]+){0,2}))")
 MEMORY = re.compile(r"[1-9]\d*[KMGT]?")
+NAME = re.compile(r"[\w.,@:+-]+")
+OPTION = re.compile(r"--?[a-zA-Z][\w-]*([= ][^\n]+)?")
 MOST_LEAD = 120  # seconds for a checkpoint before the time limit
 
 
@@ -33,9 +35,14 @@ class Resources:
                 raise UserError(f"{option} {value}: must be 1 or more")
         if self.memory is not None and not MEMORY.fullmatch(self.memory):
             raise UserError(f"--mem {self.memory}: give a number with K, M, G or T, such as 32G")
-        for option in self.more:
-            if not re.fullmatch(r"--?[a-zA-Z][\w-]*([= ].+)?", option) or "\n" in option:
-                raise UserError(f"--sbatch {option}: give one option of sbatch as in a script, such as --qos=long")
+        for option, name in (("--partition", self.partition), ("--account", self.account)):
+            if name is not None and not NAME.fullmatch(name):
+                raise UserError(
+                    f"{option} {name!r}: is no name; `sinfo` shows partitions, your cluster's pages accounts"
+                )
+        for text in self.more:
+            if not OPTION.fullmatch(text):
+                raise UserError(f"--sbatch {text!r}: give one option of sbatch as in a script, such as --qos=long")
 
     def lines(self) -> list[str]:
         """sbatch's options."""
@@ -47,7 +54,7 @@ class Resources:
         ]
         asked += [f"--gres=gpu:{self.gpus}"] if self.gpus else []
         named = {"--mem": self.memory, "--partition": self.partition, "--account": self.account}
-        return asked + [f"{option}={shlex.quote(value)}" for option, value in named.items() if value] + self.more
+        return asked + [f"{option}={value}" for option, value in named.items() if value] + self.more
 
     @property
     def lead(self) -> int:
