@@ -17,7 +17,7 @@ from training_cases import same_weights, training_chain
 
 pytestmark = pytest.mark.cluster
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 150.0  # for a job to end on a busy machine
+SECONDS = 600.0  # a limit for a busy machine, not what it takes
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "ADAPTMEDSEG_PYTHON": sys.executable}
 LONG = ("budget.steps=200", "checkpoint.minutes=null")
 
@@ -82,7 +82,7 @@ def test_an_array_over_folds_then_evaluation_and_report(cluster: Cluster, chain:
     out = tmp_path / "folds"
     data = ("--data", tmp_path / "data")
     jobs = submit(out, chain / "tiny.yaml", *data, "--folds", "all", "--then", "evaluate,report")
-    states = [cluster.wait(job, 2 * SECONDS) for job in jobs]
+    states = [cluster.wait(job, SECONDS) for job in jobs]
     assert states == [["COMPLETED", "COMPLETED"], ["COMPLETED"], ["COMPLETED"]], log_of(out)
     assert (tmp_path / "folds.evaluation" / "report.html").is_file()
 
