@@ -172,6 +172,8 @@ def test_it_ends_whatever_a_library_does(wait: str, code: int) -> None:
 def test_it_says_what_a_launcher_left_out(change: dict[str, str | None], word: str) -> None:
     given = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "n1", "MASTER_PORT": "20000"}
     assert place_of(given, "gloo", "n1,n2", 30.0) == Place(1, 2, 0, "n1", 20000, "gloo", ["n1", "n2"], 30.0)
+    beside = place_of(given | {"TORCHELASTIC_USE_AGENT_STORE": "True"}, "gloo", "", 30.0)
+    assert beside.port == 20001  # torchrun's own store has the other one
     wrong = {key: value for key, value in (given | change).items() if value is not None}
     with pytest.raises(UserError, match=word):
         place_of(wrong, "gloo", "", 30.0)

@@ -29,6 +29,8 @@ def place_of(environment: Mapping[str, str], backend: str, hosts: str, seconds: 
         local_rank, port = int(environment.get("LOCAL_RANK", "0")), int(environment["MASTER_PORT"])
     except ValueError as error:
         raise UserError(f"RANK, WORLD_SIZE, LOCAL_RANK and MASTER_PORT must be whole numbers ({error})") from None
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        port += 1  # the launcher itself listens at MASTER_PORT
     names = [name for name in hosts.split(",") if name]
     return Place(rank, count, local_rank, environment["MASTER_ADDR"], port, backend, names, seconds)
 
