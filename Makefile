@@ -9,9 +9,10 @@ CT_MINUTES ?= 4
 COMPARE_STEPS ?= 200
 COMPARE_CT_STEPS ?= 600
 COMPARE_SEEDS ?= 0,1
+SLURM_PACKAGES := munge slurmctld slurmd slurm-client
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint format base real compare clean
+.PHONY: demo test test-slow test-cluster lint format base real compare clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -35,6 +36,17 @@ test: $(VENV)/installed-dev  ## the tests that need minutes, not more
 
 test-slow: $(VENV)/installed-dev  ## the released model size and other slow checks
 	$(BIN)/pytest -m slow
+
+test-cluster: $(VENV)/installed-dev  ## jobs on a real Slurm that is started on this machine; as root, Debian or Ubuntu
+	@if ! command -v slurmctld > /dev/null; then \
+		if command -v apt-get > /dev/null && [ "$$(id -u)" = 0 ]; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends \
+				$(SLURM_PACKAGES) > /dev/null || echo "$(SLURM_PACKAGES): could not be installed"; \
+		else \
+			echo "Slurm is missing, and installed by this as root on Debian and Ubuntu alone ($(SLURM_PACKAGES))"; \
+		fi; \
+	fi
+	$(BIN)/pytest -m cluster -rs
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check --fix .

@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "comparison": {*FILES, "data", "training", "inference", "evaluation"},
     "bench": {*FILES, "data", "training", "inference", "preprocessing", "phantoms"},
     "doctor": {*FILES, "data", "training", "inference", "evaluation"},
+    "launch": {"data", "training"},
     "train": {"cli"},  # what a launcher of several processes runs
     "cli": {
         *FILES,
@@ -44,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         "bench",
         "doctor",
         "comparison",
+        "launch",
     },
 }
 OWNERS = {

@@ -54,16 +54,17 @@ def train(
       adaptmedseg train prostate --data prepared/promise12 --fold 0 --out runs/fold0
       adaptmedseg train sam_small --data slices/retina --out runs/retina budget.minutes=5
     """
-    changes = parse_overrides(overrides or [])
-    given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
-    changes |= {key: value for key, value in given.items() if value is not None}
-    path = config_path(config)
-    if named_model(path) == "sam":
-        train_slices(load_config(path, SliceTrainConfig, changes), out, pick_device(device), resume=resume)
-        return
-    settings = load_config(path, TrainConfig, changes)
+    settings = read_settings(config, overrides, data, base, fold, seed)
     chosen = pick_device(device)
-    processes, folder = Processes.join(chosen), RunFolder(out)
+    if isinstance(settings, SliceTrainConfig):
+        train_slices(settings, out, chosen, resume=resume)
+    else:
+        train_volumes(settings, out, chosen, resume=resume)
+
+
+def train_volumes(settings: TrainConfig, out: Path, device: torch.device, *, resume: bool) -> None:
+    """Train on volumes, in every process that a launcher started."""
+    processes, folder = Processes.join(device), RunFolder(out)
     processes.of_first(lambda: folder.check(resume) if not (resume and folder.is_complete) else None)
     processes.of_first(lambda: look_for_leaks(settings))
     settings = settled(settings)
@@ -71,9 +72,9 @@ def train(
         print(f"{out}: is finished")
         return
     with StopRequest().by_signal() as stop, training_bar(f"training {settings.name}") as shown:
-        validate = validator(settings, chosen)
+        validate = validator(settings, device)
         model, result = run_training(
-            settings, out, chosen, resume=resume, validate=validate, observers=[shown], stop=stop
+            settings, out, device, resume=resume, validate=validate, observers=[shown], stop=stop
         )
     if processes.is_first:
         tell(out, model, result)
@@ -90,6 +91,19 @@ def train_slices(settings: SliceTrainConfig, out: Path, device: torch.device, *,
         model, result = run_slice_training(settings, out, device, resume=resume, observers=[shown], stop=stop)
     if processes.is_first:
         tell(out, model, result)
+
+
+def read_settings(
+    config: str, overrides: list[str] | None, data: list[Path], base: str | None, fold: int | None, seed: int | None
+) -> TrainConfig | SliceTrainConfig:
+    """The configuration that the command line asks for. UserError where there is none or it is wrong."""
+    changes = parse_overrides(overrides or [])
+    given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
+    changes |= {key: value for key, value in given.items() if value is not None}
+    path = config_path(config)
+    if named_model(path) == "sam":
+        return load_config(path, SliceTrainConfig, changes)
+    return load_config(path, TrainConfig, changes)
 
 
 def look_for_leaks(settings: TrainConfig) -> None:
