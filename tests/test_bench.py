@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_cases import save, small_image
+from small_cases import call, save, small_image
 
 from adaptmedseg.bench import inference as bench
 from adaptmedseg.bench.agreement import compare_ways, ways_of
@@ -28,6 +28,16 @@ SETTINGS = bench.BenchSettings("tiny", (12, 40, 48), 3, "cpu")
 @pytest.fixture(autouse=True)
 def _tiny_size(tiny_config: SegVolConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.SIZES, "tiny", tiny_config)
+
+
+def test_prompts_in_one_batch_and_one_by_one() -> None:
+    outcome = call(
+        "bench", "slices", "--size", "small", "--prompts", "3", "--repeats", "1", "--float32", "--device", "cpu"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "3 prompts, SAM small, float32, cpu" in outcome.out
+    assert float(outcome.out.rsplit(" ", 1)[1]) < 1e-3
+    assert "choose one of small, b, l, h" in call("bench", "slices", "--size", "x").err
 
 
 def test_sharing_changes_the_cost_and_not_the_answer(tmp_path: Path) -> None:

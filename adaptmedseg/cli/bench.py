@@ -10,6 +10,7 @@ from adaptmedseg.bench.agreement import Agreement, phantom_agreement
 from adaptmedseg.bench.data import CROP, ORGANS, DataFigures, bench_generated, bench_source
 from adaptmedseg.bench.inference import SIZES, STRUCTURES, BenchResult, BenchSettings, Way, run_bench
 from adaptmedseg.bench.priors import measure_passes
+from adaptmedseg.bench.slices import SAM_SIZES, measure_prompts
 from adaptmedseg.bench.step import compare_steps
 from adaptmedseg.cli.common import Device, console, named_pairs
 from adaptmedseg.device import pick_device
@@ -73,6 +74,37 @@ def priors(
         f"{result.one_pass:.3f} s, {tasks} passes {result.passes:.3f} s, {result.ratio:.2f} times faster "
         f"({result.ratio / tasks:.2f} of {tasks}); logits differ by {result.difference:.2g}"
     )
+
+
+@app.command()
+def slices(
+    size: Annotated[str, typer.Option(help=f"Size of the SAM: {', '.join(SAM_SIZES)}.")] = "b",
+    prompts: Annotated[int, typer.Option(help="Box prompts asked of one picture.", min=1)] = 8,
+    repeats: Annotated[int, typer.Option(help="Pairs of measurements; their medians count.", min=1)] = 3,
+    bf16: Annotated[bool, typer.Option("--bf16/--float32", help="Number format of matrix products.")] = True,
+    device: Device = "auto",
+) -> None:
+    """Time several prompts of one picture in one batch against one pass a prompt; weights are random.
+
+    \b
+    Examples:
+      adaptmedseg bench slices
+      adaptmedseg bench slices --size small --prompts 16
+    """
+    if size not in SAM_SIZES:
+        raise UserError(f"--size {size}: choose one of {', '.join(SAM_SIZES)}")
+    chosen = str(pick_device(device))
+    found = measure_prompts(size, prompts, chosen, bf16=bf16, repeats=repeats)
+    kind = "bf16" if bf16 else "float32"
+    print(
+        f"{prompts} prompts, SAM {size}, {kind}, {chosen}, {torch.get_num_threads()} threads, median of {repeats} pairs"
+    )
+    print(f"with encoding: batch {found.batch:.3f} s, passes {found.passes:.3f} s, {found.ratio:.2f} times faster")
+    print(
+        f"decoding alone: batch {found.decode_batch:.3f} s, passes {found.decode_passes:.3f} s, "
+        f"{found.decode_ratio:.2f} times faster"
+    )
+    print(f"logits differ by at most {found.difference:.2g}")
 
 
 @app.command()
