@@ -129,7 +129,7 @@ def _steps(then: str | None) -> list[Step]:
 def _check(settings: list[TrainConfig], folds: list[int], out: Path, array: bool) -> None:
     """UserError for what would end the job at its start: data, folds, base, output folder."""
     for config in settings:
-        for fold in [*folds] or [config.data.fold]:
+        for fold in folds if folds else [config.data.fold]:
             training_cases(config.model_copy(update={"data": config.data.model_copy(update={"fold": fold})}))
         if config.base is not None and config.model == "segvol" and config.base not in FRESH:
             path = model_path(config.base)
