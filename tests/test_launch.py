@@ -168,13 +168,25 @@ def test_a_refused_requeue_is_told(slurm: Path) -> None:
 
 def test_a_job_tests_then_trains_with_the_same_place(slurm: Path, tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
-    config.write_text("name: a\n")
+    config.write_text("name: a\ndata: {paths: [prepared/one]}\n")
     assert job.main(["--out", str(tmp_path / "run"), str(config)]) == 0
     smoke, training = calls(slurm, "srun")
-    assert f"adaptmedseg.launch.smoke --backend=gloo --seconds=30 --hosts=n1,n2 --same={config}" in smoke
+    assert (
+        f"adaptmedseg.launch.smoke --backend=gloo --seconds=30 --hosts=n1,n2 --same={config} --same=prepared/one"
+        in smoke
+    )
     assert training.endswith(f"adaptmedseg.train {config} --out {tmp_path}/run --resume")
     assert all("--nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=2" in line for line in (smoke, training))
     assert not calls(slurm, "requeue")
+
+
+def test_what_must_be_alike_is_found_among_the_arguments(tmp_path: Path) -> None:
+    config, broken, data = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "set"
+    config.write_text("name: a\n")
+    broken.write_text("name: [")
+    data.mkdir()
+    (data / "manifest.json").write_text("{}")
+    assert job.inputs(["adapt", str(config), str(broken), "--data", str(data), "--seed", "1"]) == [config, broken, data]
 
 
 def test_a_failed_test_ends_the_job_untrained(slurm: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:

@@ -101,6 +101,8 @@ def test_jobs_wait_for_the_success_of_those_before(chain: Path, tmp_path: Path, 
     assert f"--model base={chain}/base.safetensors --model trained={out} --data {chain}/data" in evaluation
     assert "--gres=gpu:1" in evaluation
     assert "gpu" not in (folder / "report.sbatch").read_text()
+    deaf = [name for name in names if "trap '' USR1 TERM" in (folder / f"{name}.sbatch").read_text()]
+    assert deaf == ["train"]  # the others end when they are told to
     assert all(well_formed(folder / f"{name}.sbatch") for name in names)
 
 

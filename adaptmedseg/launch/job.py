@@ -11,8 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+
+import yaml
 
 from adaptmedseg.errors import UserError
 from adaptmedseg.launch.allocation import Allocation
@@ -30,6 +33,7 @@ from adaptmedseg.launch.requeue import (
 
 SMOKE_SECONDS = 30
 START_SECONDS = 300  # for importing libraries from a slow file system, beside the test's own time
+LAST_SECONDS = 120  # for the last process to end after the first, then Slurm ends it
 END_SECONDS = 60  # until Slurm ends a job that was put back
 MANIFEST = "manifest.json"
 
@@ -64,6 +68,16 @@ class Steps:
         return 128 - code if code < 0 else code
 
 
+def inputs(arguments: Sequence[str]) -> list[Path]:
+    """Files and prepared sets among a training's arguments, and the sets that a configuration among them names."""
+    given = [Path(argument) for argument in arguments]
+    found = [path for path in given if path.is_file() or (path / MANIFEST).is_file()]
+    for path in [path for path in found if path.suffix in (".yaml", ".yml")]:
+        with suppress(yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError):  # the training says what is wrong
+            found += [Path(data) for data in yaml.safe_load(path.read_text())["data"]["paths"]]
+    return found
+
+
 def smoke_test(steps: Steps, allocation: Allocation, arguments: Sequence[str], seconds: int) -> int:
     """The smoke test's exit code; one process has nothing to test."""
     if allocation.all_processes == 1:
@@ -71,15 +85,16 @@ def smoke_test(steps: Steps, allocation: Allocation, arguments: Sequence[str], s
     command = [*allocation.srun(), "--kill-on-bad-exit=0", f"--wait={seconds}", sys.executable, "-m"]
     command += ["adaptmedseg.launch.process", "adaptmedseg.launch.smoke", f"--backend={allocation.backend}"]
     command += [f"--seconds={seconds}", f"--hosts={','.join(allocation.hosts)}"]
-    command += [f"--same={argument}" for argument in arguments if _is_input(Path(argument))]
+    command += [f"--same={path}" for path in inputs(arguments)]
     quiet = {"TORCH_CPP_LOG_LEVEL": "ERROR"}  # what is wrong is said in a sentence
     return steps.run(command, allocation.meeting_point(0) | quiet, seconds + START_SECONDS)
 
 
 def train(steps: Steps, allocation: Allocation, out: Path, arguments: Sequence[str]) -> int:
     """The training's exit code."""
-    command = [*allocation.srun(), "--kill-on-bad-exit=1", sys.executable, "-m", "adaptmedseg.launch.process"]
-    command += ["adaptmedseg.train", *arguments, "--out", str(out), "--resume"]
+    # A process that ends is not the others' end at once: the first one may be writing a checkpoint.
+    command = [*allocation.srun(), "--kill-on-bad-exit=0", f"--wait={LAST_SECONDS}", sys.executable, "-m"]
+    command += ["adaptmedseg.launch.process", "adaptmedseg.train", *arguments, "--out", str(out), "--resume"]
     return steps.run(command, allocation.meeting_point(1))
 
 
@@ -149,10 +164,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _is_input(path: Path) -> bool:
-    return path.is_file() or (path / MANIFEST).is_file()
 
 
 def _tell(sentence: str) -> None:

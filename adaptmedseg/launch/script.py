@@ -90,6 +90,6 @@ def write_script(name: str, log: str, options: Sequence[str], folder: str, comma
     ]
     lines += [f"#SBATCH {option}" for option in (f"--job-name={shlex.quote(name)}", f"--output={shlex.quote(log)}")]
     lines += [f"#SBATCH {option}" for option in ("--open-mode=append", *options)]
-    lines += ["set -e", "trap '' USR1 TERM  # until the program listens to them", f"cd {shlex.quote(folder)}"]
+    lines += ["set -e", f"cd {shlex.quote(folder)}"]
     lines += [shlex.join(command) for command in commands[:-1]]
     return "\n".join([*lines, f"exec {shlex.join(commands[-1])}", ""])

@@ -15,6 +15,7 @@ from adaptmedseg.launch.script import Resources, write_script
 Step = Literal["evaluate", "report"]
 REPORT_TIME, REPORT_CPUS = "00:30:00", 2
 PROGRAM = [sys.executable, "-m", "adaptmedseg.cli.main"]
+DEAF = ["trap", "", "USR1", "TERM"]  # Slurm's signals are lost until the program listens to them, instead of ending it
 JOB = [sys.executable, "-m", "adaptmedseg.launch.job"]
 
 
@@ -85,7 +86,7 @@ def _training(order: Order) -> str:
         options.append(f"--array=0-{items - 1}")
         names = ("--folds", order.folds) if order.folds else ("--strategies", order.strategies)
         command += [names[0], ",".join(map(str, names[1]))]
-    return _script(order, "train", "%A_%a" if items else "%j", options, [[*command, *order.arguments]])
+    return _script(order, "train", "%A_%a" if items else "%j", options, [DEAF, [*command, *order.arguments]])
 
 
 def _evaluation(order: Order) -> str:

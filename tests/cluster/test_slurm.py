@@ -75,6 +75,16 @@ def test_two_nodes_meet_and_train(cluster: Cluster, chain: Path, tmp_path: Path)
     assert (out / "model.safetensors").is_file()
 
 
+def test_two_nodes_that_cannot_talk_end_at_once(cluster: Cluster, chain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with mock.patch.dict(os.environ, {"GLOO_SOCKET_IFNAME": "absent0"}):  # sbatch hands it to the job
+        [job] = submit(out, chain / "tiny.yaml", "--nodes", "2")
+    assert cluster.wait(job, SECONDS) == ["FAILED"]
+    assert cluster.show(job, "ExitCode") == ["3:0"]
+    assert "rank 1 (on n2) could not add up over gloo" in log_of(out)
+    assert "nothing was trained" in log_of(out)
+
+
 def test_an_array_over_folds_then_evaluation_and_report(cluster: Cluster, chain: Path, tmp_path: Path) -> None:
     labels = ("--modality", MODALITY, "--label", "1=prostate", "--label", "2=bladder")
     prepared = call("prepare", chain / "source", "--out", tmp_path / "data", "--folds", "2", *labels)
