@@ -87,7 +87,7 @@ def prepare_folder(
     @contextmanager
     def open_plan(unfinished: Unfinished) -> Iterator[Plan]:
         unpacked = unfinished.unpacked_for(source) if source.is_file() else None
-        with opened_source(source, folder=unpacked) as opened:
+        with opened_source(source, folder=unpacked, workers=workers) as opened:
             found = find_pairs(
                 opened, images=images, labels=label_folder, channel=channel, skip_unlabelled=skip_unlabelled
             )

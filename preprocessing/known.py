@@ -83,7 +83,7 @@ def prepare_set(
 
     @contextmanager
     def open_plan(unfinished: Unfinished) -> Iterator[Plan]:
-        with _opened(known, source, unfinished) as root:
+        with _opened(known, source, unfinished, workers) as root:
             found = known.find(root, chosen)
             if not found.cases and not found.problems:
                 raise UserError(f"{source} holds no case of {name}; {by_hand(known)}.")
@@ -181,24 +181,25 @@ def _stated_labels(described: Mapping[str, Any], registry: Registry) -> dict[int
 
 
 @contextmanager
-def _opened(known: DataSet, source: Path, unfinished: Unfinished) -> Iterator[Path]:
+def _opened(known: DataSet, source: Path, unfinished: Unfinished, workers: int) -> Iterator[Path]:
     """The folder with the set's files: the source itself, or the contents of an archive or of a folder of archives."""
     if not source.exists():
         raise UserError(f"{source} does not exist; {by_hand(known)}.")
     if source.is_file():
-        with opened_source(source, folder=unfinished.unpacked_for(source), wanted=known.wants) as folder:
+        unpacked = unfinished.unpacked_for(source)
+        with opened_source(source, folder=unpacked, wanted=known.wants, workers=workers) as folder:
             yield folder
         return
     names = {file.name.lower() for file in known.downloads}
     packed = [path for path in sorted(source.iterdir()) if path.is_file() and is_archive(path)]
     packed = [path for path in packed if path.name.lower() in names] or packed
-    unpacked = any(path.is_dir() and not path.name.startswith(".") for path in source.iterdir())
-    if unpacked or not packed:
+    loose = any(path.is_dir() and not path.name.startswith(".") for path in source.iterdir())
+    if loose or not packed:
         yield source
         return
     folder = unfinished.unpacked_for(source)
     with ExitStack() as stack:
         stack.enter_context(naming_archive(source, folder))
         for archive in packed:
-            unpack(archive, folder / archive.name, known.wants)
+            unpack(archive, folder / archive.name, known.wants, workers)
         yield folder

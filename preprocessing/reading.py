@@ -26,7 +26,7 @@ def read_pair(case: SourceCase, scheme: LabelScheme) -> CaseData:
         UserError: a file cannot be read, the grids differ, or a label value has no name in the set.
     """
     read = read_labelled(Pair(case.id, case.image, case.label, case.site, case.channel), None, "empty")
-    return labelled(case, read.image, read.labels.data, scheme)
+    return labelled(case, read.image, read.labels.data, scheme, counts=read.counts)
 
 
 def read_nonzero_pair(case: SourceCase, scheme: LabelScheme) -> CaseData:
@@ -41,16 +41,19 @@ def labelled(
     labels: np.ndarray,
     scheme: LabelScheme,
     *,
+    counts: dict[int, int] | None = None,
     spacing_stated: bool = True,
     notes: tuple[str, ...] = (),
 ) -> CaseData:
     """Join a canonical image with its label map (d, h, w).
 
+    `counts` are the voxels of every value, where they are known already.
+
     Raises:
         UserError: the map holds a value that the set's labels do not have.
     """
-    counts = value_counts(labels)
-    unknown = sorted(set(counts) - scheme.known_values)
+    counts = value_counts(labels) if counts is None else counts
+    unknown = scheme.unknown(counts)
     if unknown:
         known = ", ".join(str(value) for value in sorted(scheme.known_values))
         raise UserError(

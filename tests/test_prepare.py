@@ -434,8 +434,8 @@ def test_wrong_folders_and_damaged_manifests_are_told(source: Path, tmp_path: Pa
     with pytest.raises(UserError, match="where the manifest says"):
         PreparedDataset.open(out)
     wrong.write_bytes(kept)
-    (out / "cases" / "case_0" / "labels.b2nd").unlink()
-    with pytest.raises(UserError, match=r"labels\.b2nd is missing"):
+    (out / "cases" / "case_0" / "masks.npy").unlink()
+    with pytest.raises(UserError, match=r"masks\.npy is missing"):
         PreparedDataset.open(out)
 
 

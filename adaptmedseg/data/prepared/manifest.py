@@ -15,10 +15,11 @@ from adaptmedseg.data.intensity import IntensityStatistics
 from adaptmedseg.data.normalise import Crop
 from adaptmedseg.data.prepared.arrays import Scale
 from adaptmedseg.data.prepared.case import PreparedCase
+from adaptmedseg.data.prepared.masks import Place
 from adaptmedseg.errors import UserError
 
 FORMAT = "adaptmedseg-prepared"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 Split = Literal["train", "val", "test"]
 
@@ -75,6 +76,7 @@ def case_of(entry: dict[str, Any], folder: Path, structures: tuple[str, ...]) ->
         fold=entry["fold"],
         folder=folder / "cases" / entry["id"],
         structures=structures,
+        places={name: Place.from_json(place) for name, place in entry["masks"].items()},
         sources=entry["sources"],
         files={name: dict(facts) for name, facts in entry["files"].items()},
         spacing_stated=bool(entry.get("spacing_stated", True)),
