@@ -11,7 +11,7 @@ import numpy as np
 
 from adaptmedseg.data.archive import opened_source
 from adaptmedseg.data.check_result import CaseCheck, CheckReport
-from adaptmedseg.data.cohort import compare_cases, fingerprint
+from adaptmedseg.data.cohort import compare_cases
 from adaptmedseg.data.discover import Pair, find_pairs
 from adaptmedseg.data.files import file_sha256
 from adaptmedseg.data.intensity import IntensityStatistics, intensity_statistics
@@ -19,6 +19,7 @@ from adaptmedseg.data.labelled import Absent, LabelledVolume, modality_of, read_
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
 from adaptmedseg.data.normalise import SEGVOL, Crop, crop_slices, foreground_of
 from adaptmedseg.data.registry import Family, Registry, default_registry
+from adaptmedseg.data.similarity import signature
 from adaptmedseg.errors import UserError
 
 _AXES = ("lower or upper", "front or back", "left or right")  # d, h, w of a canonical volume
@@ -114,7 +115,7 @@ def check_case(
         crop=crop,
         voxels=voxels,
         darkened={name: float((case.image.data[mask] <= floor).mean()) for name, mask in masks.items() if mask.any()},
-        fingerprint=fingerprint(case.image.data[crop_slices(crop)]),
+        look=signature(case.image.data[crop_slices(crop)], case.image.spacing),
     )
     if on_case is not None:
         on_case(checked, case, masks)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from adaptmedseg.data.intensity import IntensityStatistics
 from adaptmedseg.data.normalise import Crop
+from adaptmedseg.data.similarity import Signature
 
 
 @dataclass(frozen=True)
@@ -17,7 +16,7 @@ class CaseCheck:
     Shape and spacing (mm) in the order d, h, w, the file's orientation letters, the range of intensities, the volume of
     every annotated structure in ml, errors that `prepare` refuses, and warnings worth a look. `statistics` are those of
     the image, `crop` is its foreground (start, stop per axis), `voxels` counts every annotated structure in it,
-    `darkened` is the share of each structure's voxels that SegVol's rule sets to 0, and `fingerprint` tells near
+    `darkened` is the share of each structure's voxels that SegVol's rule sets to 0, and `look` tells near
     duplicates.
     """
 
@@ -33,7 +32,7 @@ class CaseCheck:
     crop: Crop | None = None
     voxels: dict[str, int] = field(default_factory=dict)
     darkened: dict[str, float] = field(default_factory=dict)
-    fingerprint: np.ndarray | None = field(default=None, repr=False, compare=False)
+    look: Signature | None = field(default=None, repr=False, compare=False)
 
     @property
     def severity(self) -> tuple[int, int]:
