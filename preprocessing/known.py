@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from adaptmedseg.preprocessing.case import Cases
+from adaptmedseg.preprocessing.case import Cases, SourceCase
 from adaptmedseg.preprocessing.committed import committed_lists
 from adaptmedseg.preprocessing.fetch import by_hand
 from adaptmedseg.preprocessing.resume import Unfinished
@@ -85,14 +85,10 @@ def prepare_set(
     def open_plan(unfinished: Unfinished) -> Iterator[Plan]:
         with _opened(known, source, unfinished, workers) as root:
             found = known.find(root, chosen)
-            if not found.cases and not found.problems:
-                raise UserError(f"{source} holds no case of {name}; {by_hand(known)}.")
-            cases = [replace(case, spacing=spacing) for case in found.cases if _is_wanted(case.contrast, wanted)]
-            if found.cases and not cases:
-                there = ", ".join(sorted({case.contrast or "" for case in found.cases}))
-                raise UserError(f"{source} has no channel {wanted[0]!r}; choose of {there}, or all.")
+            cases = _chosen_cases(known, source, found, wanted, spacing)
             scheme = _scheme(known, chosen, found, labels or {}, registry)
             yield Plan(
+                name=known.name,
                 cases=cases,
                 problems=found.problems,
                 source=source,
@@ -101,33 +97,20 @@ def prepare_set(
                 absent=meaning,
                 reader=known.read,
                 partition=partition or committed_lists(name),
-                head=_head(known, chosen, source, found, scheme, new_structures, meaning),
+                new_structures=new_structures,
+                facts=_facts(known, chosen, found),
             )
 
     return prepare_plan(Path(out), open_plan, overwrite=overwrite, workers=workers, progress=progress)
 
 
-def _head(
-    known: DataSet,
-    target: str,
-    source: Path,
-    found: Cases,
-    scheme: LabelScheme,
-    new_structures: Sequence[str],
-    absent: Absent,
-) -> dict[str, Any]:
-    own = [name for name in new_structures if not default_registry().knows_structure(name)]
+def _facts(known: DataSet, target: str, found: Cases) -> dict[str, Any]:
+    """What the manifest of a published set says beside that of any other."""
     return {
-        "name": known.name,
         "description": known.title,
         "publisher": known.page,
         "licence": found.licence or known.stated_licence,
         "target": target,
-        "source": source.name,
-        "structures": list(scheme.structures),
-        "label_values": {structure: list(values) for structure, values in scheme.values.items()},
-        "extra_structures": {name: {} for name in own},
-        "absent": absent,
         "notes": found.notes,
     }
 
@@ -154,6 +137,19 @@ def _chosen_contrasts(known: DataSet, contrasts: Sequence[str] | None) -> tuple[
     if unknown:
         raise UserError(f"{known.name} has no channel {unknown[0]!r}; choose of {', '.join(known.contrasts)}, or all.")
     return wanted
+
+
+def _chosen_cases(
+    known: DataSet, source: Path, found: Cases, wanted: tuple[str, ...], spacing: Spacing | None
+) -> list[SourceCase]:
+    """The found cases of the wanted contrasts. UserError where nothing was found, or none is of these."""
+    if not found.cases and not found.problems:
+        raise UserError(f"{source} holds no case of {known.name}; {by_hand(known)}.")
+    cases = [replace(case, spacing=spacing) for case in found.cases if _is_wanted(case.contrast, wanted)]
+    if found.cases and not cases:
+        there = ", ".join(sorted({case.contrast or "" for case in found.cases}))
+        raise UserError(f"{source} has no channel {wanted[0]!r}; choose of {there}, or all.")
+    return cases
 
 
 def _is_wanted(contrast: str | None, wanted: tuple[str, ...]) -> bool:

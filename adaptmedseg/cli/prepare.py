@@ -94,6 +94,11 @@ def prepare(
       adaptmedseg prepare saml --source Processed_data_nii --leave-site-out HK --out prepared/saml
     """
     number, by_site = _folds(folds)
+    if leave_site_out is not None:
+        _refuse(
+            {"--test-fraction": test_fraction, "--folds": folds},
+            f"means nothing with --leave-site-out {leave_site_out}, whose patients are the test cases; leave one out.",
+        )
     if source in KNOWN:
         own = {
             "--name": name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,13 +14,13 @@ from adaptmedseg.data.archive import opened_source
 from adaptmedseg.data.check_result import CaseCheck, CheckReport
 from adaptmedseg.data.cohort import compare_cases
 from adaptmedseg.data.discover import Pair, find_pairs
-from adaptmedseg.data.files import file_sha256
 from adaptmedseg.data.intensity import IntensityStatistics, intensity_statistics
 from adaptmedseg.data.labelled import Absent, LabelledVolume, modality_of, read_labelled
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
 from adaptmedseg.data.normalise import SEGVOL, Crop, crop_slices, foreground_of
 from adaptmedseg.data.registry import Family, Registry, default_registry
 from adaptmedseg.data.similarity import signature
+from adaptmedseg.data.source import source_sha256
 from adaptmedseg.errors import UserError
 
 _AXES = ("lower or upper", "front or back", "left or right")  # d, h, w of a canonical volume
@@ -193,7 +194,8 @@ def _centroid(mask: np.ndarray) -> np.ndarray:
 def _duplicates(pairs: Sequence[Pair]) -> list[str]:
     by_hash: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
-        by_hash[file_sha256(pair.image)].append(pair)
+        with suppress(UserError):  # which the case's own report tells
+            by_hash[source_sha256(pair.image)].append(pair)
     return [
         f"The cases {', '.join(pair.id for pair in same)} are one and the same image file; keep one of them."
         for same in by_hash.values()
