@@ -35,8 +35,8 @@ class Plan:
     """What is to be prepared, known before any voxel is read.
 
     `source` is what the user named and `root` the folder that it was opened to, which source paths are relative to.
-    `name` is the data set's, `new_structures` are those that its user added to the registry, `facts` are further entries
-    of the manifest. `problems` are sentences on what had to be left out so far, `reader` reads a case.
+    `name` is the data set's, `new_structures` are those that its user added to the registry, `facts` are further
+    entries of the manifest. `problems` are sentences on what had to be left out so far, `reader` reads a case.
     """
 
     name: str

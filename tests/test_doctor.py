@@ -202,3 +202,13 @@ def test_repair_by_the_command_line(unwell: Path, tmp_path: Path) -> None:
 def test_repair_never_writes_into_the_source(unwell: Path) -> None:
     with pytest.raises(UserError, match="choose a new folder for --repair"):
         repair_folder(unwell, unwell)
+
+
+def test_a_repaired_case_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("adaptmedseg.data.repair.write_mask", full)
+    repairs = repair_folder(small_folder(tmp_path / "in", 1), tmp_path / "out")
+    assert repairs.left_out == {"case_0": "the disk is full"}
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))
