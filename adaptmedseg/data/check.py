@@ -112,6 +112,7 @@ def check_case(
         (low, high),
         {name: count * voxel_ml for name, count in voxels.items()},
         warnings=tuple(f"{pair.image}: {warning}" for warning in warnings),
+        image=str(pair.image),
         statistics=stats,
         crop=crop,
         voxels=voxels,
@@ -155,12 +156,20 @@ def _saturated(stats: IntensityStatistics) -> list[str]:
 
 def _clipped(masks: dict[str, np.ndarray]) -> list[str]:
     """Structures that reach the volume's edge and so may go on beyond it."""
-    warnings = []
+    by_sides: dict[str, list[str]] = defaultdict(list)
     for name, mask in masks.items():
         sides = [_AXES[axis] for axis in range(3) if mask.take(0, axis).any() or mask.take(-1, axis).any()]
         if sides:
-            warnings.append(f"{name} touches the {' and '.join(sides)} edge of the volume and may be cut off")
-    return warnings
+            by_sides[" and ".join(sides)].append(name)
+    return [
+        f"{_listed(names)} touch{'es' * (len(names) == 1)} the {sides} edge of the volume and may be cut off"
+        for sides, names in by_sides.items()
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _outside_crop(crop: Crop, masks: dict[str, np.ndarray]) -> list[str]:
@@ -176,7 +185,8 @@ def _doubtful_sides(
     warnings = []
     for name, mask in masks.items():
         partner = registry.mirror(name) if registry else name
-        if not name.startswith("left ") or not mask.any() or partner not in masks or not masks[partner].any():
+        paired = name.startswith("left ") and partner != name  # a left ventricle has no partner on the other side
+        if not paired or not mask.any() or partner not in masks or not masks[partner].any():
             continue
         offset_mm = (_centroid(mask) - _centroid(masks[partner])) * np.array(spacing)
         if int(np.abs(offset_mm).argmax()) != 2:
@@ -206,4 +216,4 @@ def _duplicates(pairs: Sequence[Pair]) -> list[str]:
 def _renamed(case: CaseCheck, old: str, new: str) -> CaseCheck:
     """The case with the user's archive in its sentences where files were read from a temporary folder."""
     errors, warnings = (tuple(text.replace(old, new) for text in texts) for texts in (case.errors, case.warnings))
-    return replace(case, errors=errors, warnings=warnings)
+    return replace(case, errors=errors, warnings=warnings, image=case.image.replace(old, new))
