@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from adaptmedseg.preprocessing.case import CaseData, SourceCase
 from adaptmedseg.preprocessing.resume import Unfinished
@@ -17,7 +17,7 @@ from adaptmedseg.data.discover import Pair, find_pairs
 from adaptmedseg.data.labelled import Absent, modality_of, read_labelled
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
 from adaptmedseg.data.prepared import PreparedDataset
-from adaptmedseg.data.registry import Registry, default_registry
+from adaptmedseg.data.registry import default_registry
 from adaptmedseg.errors import UserError
 
 
@@ -81,38 +81,28 @@ def prepare_folder(
     source = Path(source)
     if absent not in get_args(Absent):
         raise UserError(f"The meaning of an absent structure is {absent!r}; choose {' or '.join(get_args(Absent))}.")
-    extra: dict[str, dict[str, Any]] = {new: {} for new in new_structures}
-    registry = default_registry().extended(extra)
+    registry = default_registry().extended({new: {} for new in new_structures})
 
     @contextmanager
     def open_plan(unfinished: Unfinished) -> Iterator[Plan]:
         unpacked = unfinished.unpacked_for(source) if source.is_file() else None
-        with opened_source(source, folder=unpacked) as opened:
+        with opened_source(source, folder=unpacked, workers=workers) as opened:
             found = find_pairs(
                 opened, images=images, labels=label_folder, channel=channel, skip_unlabelled=skip_unlabelled
             )
-            scheme = label_scheme(labels or {}, found.description.get("labels"), registry)
             kind = modality_of(modality, found.description, channel, registry).name
-            cases = [_case(pair, kind, site, patient_of(pair.id, patient_pattern)) for pair in found.pairs]
             yield Plan(
-                cases=cases,
+                name=name,
+                cases=[_case(pair, kind, site, patient_of(pair.id, patient_pattern)) for pair in found.pairs],
                 problems=found.problems,
                 source=source,
                 root=opened,
-                scheme=scheme,
+                scheme=label_scheme(labels or {}, found.description.get("labels"), registry),
                 absent=absent,
                 reader=read_named,
                 partition=Partition(test_fraction, val_fraction, folds, by_site, left_out_site, seed=seed),
-                head={
-                    "name": name,
-                    "source": source.name,
-                    "structures": list(scheme.structures),
-                    "label_values": {structure: list(values) for structure, values in scheme.values.items()},
-                    "extra_structures": _only_used(extra, scheme, registry),
-                    "absent": absent,
-                    "channel": channel,
-                    "seed": seed,
-                },
+                new_structures=new_structures,
+                facts={"channel": channel, "seed": seed},
             )
 
     return prepare_plan(Path(out), open_plan, overwrite=overwrite, workers=workers, progress=progress)
@@ -131,9 +121,3 @@ def read_named(case: SourceCase, scheme: LabelScheme) -> CaseData:
 def _case(pair: Pair, modality: str, site: str | None, patient: str) -> SourceCase:
     place = pair.site if site is None else site
     return SourceCase(pair.id, pair.image, pair.label, patient, modality, place, channel=pair.channel)
-
-
-def _only_used(extra: dict[str, dict[str, Any]], scheme: LabelScheme, registry: Registry) -> dict[str, dict[str, Any]]:
-    """The new structures that labels use and the shipped registry lacks."""
-    own = {name: fields for name, fields in extra.items() if not default_registry().knows_structure(name)}
-    return {name: fields for name, fields in own.items() if registry.structure(name).name in scheme.structures}

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from adaptmedseg.preprocessing.case import Cases
+from adaptmedseg.preprocessing.case import Cases, SourceCase
 from adaptmedseg.preprocessing.committed import committed_lists
 from adaptmedseg.preprocessing.fetch import by_hand
 from adaptmedseg.preprocessing.resume import Unfinished
@@ -83,16 +83,12 @@ def prepare_set(
 
     @contextmanager
     def open_plan(unfinished: Unfinished) -> Iterator[Plan]:
-        with _opened(known, source, unfinished) as root:
+        with _opened(known, source, unfinished, workers) as root:
             found = known.find(root, chosen)
-            if not found.cases and not found.problems:
-                raise UserError(f"{source} holds no case of {name}; {by_hand(known)}.")
-            cases = [replace(case, spacing=spacing) for case in found.cases if _is_wanted(case.contrast, wanted)]
-            if found.cases and not cases:
-                there = ", ".join(sorted({case.contrast or "" for case in found.cases}))
-                raise UserError(f"{source} has no channel {wanted[0]!r}; choose of {there}, or all.")
+            cases = _chosen_cases(known, source, found, wanted, spacing)
             scheme = _scheme(known, chosen, found, labels or {}, registry)
             yield Plan(
+                name=known.name,
                 cases=cases,
                 problems=found.problems,
                 source=source,
@@ -101,33 +97,20 @@ def prepare_set(
                 absent=meaning,
                 reader=known.read,
                 partition=partition or committed_lists(name),
-                head=_head(known, chosen, source, found, scheme, new_structures, meaning),
+                new_structures=new_structures,
+                facts=_facts(known, chosen, found),
             )
 
     return prepare_plan(Path(out), open_plan, overwrite=overwrite, workers=workers, progress=progress)
 
 
-def _head(
-    known: DataSet,
-    target: str,
-    source: Path,
-    found: Cases,
-    scheme: LabelScheme,
-    new_structures: Sequence[str],
-    absent: Absent,
-) -> dict[str, Any]:
-    own = [name for name in new_structures if not default_registry().knows_structure(name)]
+def _facts(known: DataSet, target: str, found: Cases) -> dict[str, Any]:
+    """What the manifest of a published set says beside that of any other."""
     return {
-        "name": known.name,
         "description": known.title,
         "publisher": known.page,
         "licence": found.licence or known.stated_licence,
         "target": target,
-        "source": source.name,
-        "structures": list(scheme.structures),
-        "label_values": {structure: list(values) for structure, values in scheme.values.items()},
-        "extra_structures": {name: {} for name in own},
-        "absent": absent,
         "notes": found.notes,
     }
 
@@ -156,6 +139,19 @@ def _chosen_contrasts(known: DataSet, contrasts: Sequence[str] | None) -> tuple[
     return wanted
 
 
+def _chosen_cases(
+    known: DataSet, source: Path, found: Cases, wanted: tuple[str, ...], spacing: Spacing | None
+) -> list[SourceCase]:
+    """The found cases of the wanted contrasts. UserError where nothing was found, or none is of these."""
+    if not found.cases and not found.problems:
+        raise UserError(f"{source} holds no case of {known.name}; {by_hand(known)}.")
+    cases = [replace(case, spacing=spacing) for case in found.cases if _is_wanted(case.contrast, wanted)]
+    if found.cases and not cases:
+        there = ", ".join(sorted({case.contrast or "" for case in found.cases}))
+        raise UserError(f"{source} has no channel {wanted[0]!r}; choose of {there}, or all.")
+    return cases
+
+
 def _is_wanted(contrast: str | None, wanted: tuple[str, ...]) -> bool:
     return not wanted or contrast is None or contrast in wanted
 
@@ -181,24 +177,25 @@ def _stated_labels(described: Mapping[str, Any], registry: Registry) -> dict[int
 
 
 @contextmanager
-def _opened(known: DataSet, source: Path, unfinished: Unfinished) -> Iterator[Path]:
+def _opened(known: DataSet, source: Path, unfinished: Unfinished, workers: int) -> Iterator[Path]:
     """The folder with the set's files: the source itself, or the contents of an archive or of a folder of archives."""
     if not source.exists():
         raise UserError(f"{source} does not exist; {by_hand(known)}.")
     if source.is_file():
-        with opened_source(source, folder=unfinished.unpacked_for(source), wanted=known.wants) as folder:
+        unpacked = unfinished.unpacked_for(source)
+        with opened_source(source, folder=unpacked, wanted=known.wants, workers=workers) as folder:
             yield folder
         return
     names = {file.name.lower() for file in known.downloads}
     packed = [path for path in sorted(source.iterdir()) if path.is_file() and is_archive(path)]
     packed = [path for path in packed if path.name.lower() in names] or packed
-    unpacked = any(path.is_dir() and not path.name.startswith(".") for path in source.iterdir())
-    if unpacked or not packed:
+    loose = any(path.is_dir() and not path.name.startswith(".") for path in source.iterdir())
+    if loose or not packed:
         yield source
         return
     folder = unfinished.unpacked_for(source)
     with ExitStack() as stack:
         stack.enter_context(naming_archive(source, folder))
         for archive in packed:
-            unpack(archive, folder / archive.name, known.wants)
+            unpack(archive, folder / archive.name, known.wants, workers)
         yield folder

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from adaptmedseg.data.discover import Pair
 from adaptmedseg.data.grid import Grid, canonical_volume, checked_image
 from adaptmedseg.data.labelled import read_labelled
 from adaptmedseg.data.labels import LabelScheme, value_counts
-from adaptmedseg.data.prepared import file_sha256
+from adaptmedseg.data.source import source_sha256
 from adaptmedseg.data.volume import Volume
 from adaptmedseg.errors import UserError
 
@@ -26,7 +24,7 @@ def read_pair(case: SourceCase, scheme: LabelScheme) -> CaseData:
         UserError: a file cannot be read, the grids differ, or a label value has no name in the set.
     """
     read = read_labelled(Pair(case.id, case.image, case.label, case.site, case.channel), None, "empty")
-    return labelled(case, read.image, read.labels.data, scheme)
+    return labelled(case, read.image, read.labels.data, scheme, counts=read.counts)
 
 
 def read_nonzero_pair(case: SourceCase, scheme: LabelScheme) -> CaseData:
@@ -41,16 +39,19 @@ def labelled(
     labels: np.ndarray,
     scheme: LabelScheme,
     *,
+    counts: dict[int, int] | None = None,
     spacing_stated: bool = True,
     notes: tuple[str, ...] = (),
 ) -> CaseData:
     """Join a canonical image with its label map (d, h, w).
 
+    `counts` are the voxels of every value, where they are known already.
+
     Raises:
         UserError: the map holds a value that the set's labels do not have.
     """
-    counts = value_counts(labels)
-    unknown = sorted(set(counts) - scheme.known_values)
+    counts = value_counts(labels) if counts is None else counts
+    unknown = scheme.unknown(counts)
     if unknown:
         known = ", ".join(str(value) for value in sorted(scheme.known_values))
         raise UserError(
@@ -94,40 +95,10 @@ def stack_case(case: SourceCase, image_xyz: np.ndarray, labels_xyz: np.ndarray, 
 
 
 def source_record(path: Path, root: Path) -> dict[str, Any]:
-    """A source relative to the source folder, and the SHA-256 of what holds its voxels.
-
-    For a MetaImage header that is the data file it names; for a folder all its files, by name.
+    """A source relative to the source folder, and its SHA-256 as `adaptmedseg.data.source.source_sha256` has it.
 
     Raises:
         UserError: a header names a data file that is not there.
     """
     relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.parent.name, path.name)
-    return {"path": relative.as_posix(), "sha256": _content_hash(path)}
-
-
-def _content_hash(path: Path) -> str:
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        listed = "".join(f"{file.relative_to(path).as_posix()} {file_sha256(file)}\n" for file in files)
-        return hashlib.sha256(listed.encode()).hexdigest()
-    return file_sha256(voxel_file(path))
-
-
-def voxel_file(path: Path) -> Path:
-    """The file that holds a volume's voxels: a MetaImage header's data file, or the file itself.
-
-    Raises:
-        UserError: the header names no single file, a file elsewhere, or one that is not there or too short.
-    """
-    if path.suffix.lower() != ".mhd" or not path.is_file():
-        return path
-    header = dict(re.findall(r"^\s*(\w+)\s*=\s*(.*?)\s*$", path.read_bytes().decode("latin-1"), re.MULTILINE))
-    name = header.get("ElementDataFile", "")
-    if name.upper() == "LOCAL":
-        return path
-    if not name or Path(name).name != name:
-        raise UserError(f"{path} names the data file {name!r}, which is no single file beside it; convert it to .mha.")
-    data = path.with_name(name)
-    if not data.is_file():
-        raise UserError(f"{path} names the data file {name}, which is missing; copy both files.")
-    return data
+    return {"path": relative.as_posix(), "sha256": source_sha256(path)}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptmedseg.preprocessing.case import Reader, SourceCase
-from adaptmedseg.preprocessing.reading import source_record, voxel_file
+from adaptmedseg.preprocessing.reading import source_record
 from adaptmedseg.preprocessing.resume import Unfinished, case_key
 from adaptmedseg.preprocessing.split import Partition, description, divide
 
@@ -20,9 +20,12 @@ from adaptmedseg.data.files import file_sha256
 from adaptmedseg.data.labelled import Absent, annotated_structures
 from adaptmedseg.data.labels import LabelScheme
 from adaptmedseg.data.prepared import VERSION, PreparedDataset, write_case, write_prepared
+from adaptmedseg.data.registry import default_registry
+from adaptmedseg.data.source import voxel_file
 from adaptmedseg.errors import UserError
 
 Progress = Callable[[int, int], None]
+_Kept = tuple[SourceCase, dict[str, Any]]
 _SHOWN = 10
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -32,10 +35,11 @@ class Plan:
     """What is to be prepared, known before any voxel is read.
 
     `source` is what the user named and `root` the folder that it was opened to, which source paths are relative to.
-    `problems` are sentences on what had to be left out so far, `reader` reads a case, `head` is the manifest without
-    its cases.
+    `name` is the data set's, `new_structures` are those that its user added to the registry, `facts` are further
+    entries of the manifest. `problems` are sentences on what had to be left out so far, `reader` reads a case.
     """
 
+    name: str
     cases: Sequence[SourceCase]
     problems: Sequence[str]
     source: Path
@@ -44,7 +48,8 @@ class Plan:
     absent: Absent
     reader: Reader
     partition: Partition
-    head: dict[str, Any] = field(default_factory=dict)
+    new_structures: Sequence[str] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -92,24 +97,8 @@ def prepare_plan(
             division = divide(plan.cases, plan.partition) if plan.cases else {}
             results = _run(plan, unfinished, workers, progress)
             kept, left_out = _sort_out(results, [*plan.problems, *repeated])
-        entries = []
-        for case, entry in kept:
-            place = {"site": case.site, "modality": case.modality, "contrast": case.contrast}
-            entries.append({"id": case.id, **entry, **division[case.id], **place})
-        unfinished.hand_over([entry["id"] for entry in entries], partial / "cases")
-        modalities = list(dict.fromkeys(entry["modality"] for entry in entries))
-        shown = [problem.replace(str(plan.root), plan.source.name) for problem in left_out]
-        numbers = {place["fold"] for place in division.values()} - {None}
-        folds = len(numbers) or None
-        how = description(plan.cases, plan.partition)
-        return {
-            **plan.head,
-            "division": how,
-            "folds": folds,
-            "modalities": modalities,
-            "left_out": shown,
-            "cases": entries,
-        }
+        unfinished.hand_over([case.id for case, _ in kept], partial / "cases")
+        return _manifest(plan, kept, left_out, division)
 
     try:
         dataset = write_prepared(out, write_cases, overwrite=overwrite)
@@ -119,6 +108,33 @@ def prepare_plan(
         raise
     unfinished.close(keep=False)
     return dataset
+
+
+def _manifest(
+    plan: Plan, kept: list[_Kept], left_out: Sequence[str], division: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """What the manifest says of the set and of its cases."""
+    entries = []
+    for case, entry in kept:
+        place = {"site": case.site, "modality": case.modality, "contrast": case.contrast}
+        entries.append({"id": case.id, **entry, **division[case.id], **place})
+    shipped, scheme = default_registry(), plan.scheme
+    registry = shipped.extended({name: {} for name in plan.new_structures})
+    own = [name for name in plan.new_structures if not shipped.knows_structure(name)]
+    return {
+        "name": plan.name,
+        "source": plan.source.name,
+        "structures": list(scheme.structures),
+        "label_values": {structure: list(values) for structure, values in scheme.values.items()},
+        "extra_structures": {name: {} for name in own if registry.structure(name).name in scheme.structures},
+        "absent": plan.absent,
+        **plan.facts,
+        "division": description(plan.cases, plan.partition),
+        "folds": len({place["fold"] for place in division.values()} - {None}) or None,
+        "modalities": list(dict.fromkeys(entry["modality"] for entry in entries)),
+        "left_out": [problem.replace(str(plan.root), plan.source.name) for problem in left_out],
+        "cases": entries,
+    }
 
 
 def _told_apart(plan: Plan) -> tuple[Plan, list[str]]:
@@ -227,7 +243,7 @@ def _store(plan: Plan, case: SourceCase, folder: Path, sources: dict[str, Any]) 
     }
 
 
-def _sort_out(results: list[_Result], problems: list[str]) -> tuple[list[tuple[SourceCase, dict[str, Any]]], list[str]]:
+def _sort_out(results: list[_Result], problems: list[str]) -> tuple[list[_Kept], list[str]]:
     """The good cases, and a sentence for each that is left out. UserError where none is good."""
     problems += [result.problem for result in results if result.problem is not None]
     good = [(result.case, result.entry) for result in results if result.entry is not None]

@@ -11,11 +11,10 @@ from typing import Any
 
 from adaptmedseg.preprocessing.case import SourceCase
 
+from adaptmedseg.data.patients import named_patient
 from adaptmedseg.data.prepared import Split
 from adaptmedseg.errors import UserError
 
-# Several acquisitions of one patient, as ACDC's patient001_frame01 or follow-up visits, belong in one split.
-REPEATED_SCAN = re.compile(r"(.+?)[-_](?:frame|phase|time|visit|ses|session|scan|followup)[-_]?\d+$", re.IGNORECASE)
 Strata = Mapping[str, Hashable]
 
 
@@ -96,8 +95,7 @@ def patient_of(case_id: str, pattern: str | None) -> str:
         UserError: the pattern is no regular expression or does not match.
     """
     if pattern is None:
-        repeated = REPEATED_SCAN.match(case_id)
-        return repeated[1] if repeated else case_id
+        return named_patient(case_id)
     try:
         found = re.search(pattern, case_id)
     except re.error as error:

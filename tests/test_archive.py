@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from archives import tarred, zipped
 
@@ -58,6 +59,32 @@ def test_truncated_archives_are_told(folder: Path, tmp_path: Path, name: str) ->
     with pytest.raises(UserError, match=r"damaged|neither a folder"):
         unpack(archive, tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_a_tar_that_ends_with_a_zip_is_still_a_tar(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "outer").mkdir()
+    with zipfile.ZipFile(tmp_path / "outer" / "inner.zip", "w", zipfile.ZIP_STORED) as file:
+        file.writestr("inner.nii", b"x")
+    assert zipfile.is_zipfile(tarred(tmp_path / "outer", tmp_path / "set.tar"))
+    unpack(tmp_path / "set.tar", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").rglob("*") if path.is_file()] == ["inner.zip"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_members_of_a_zip_come_back_and_changed_ones_are_told(tmp_path: Path, method: int) -> None:
+    content = np.random.default_rng(0).integers(0, 9, 3 << 20).astype(np.uint8).tobytes()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as file:
+        for name in ("a.nii", "b.nii", "empty.nii"):
+            file.writestr(name, b"" if name == "empty.nii" else content)
+    unpack(tmp_path / "a.zip", tmp_path / "out", workers=2)
+    assert [(tmp_path / "out" / name).read_bytes() for name in ("a.nii", "b.nii", "empty.nii")] == [content] * 2 + [b""]
+    changed = bytearray((tmp_path / "a.zip").read_bytes())
+    changed[len(changed) // 4] ^= 0xFF
+    (tmp_path / "bad.zip").write_bytes(changed)
+    with pytest.raises(UserError, match=r"damaged archive|larger than stated"):
+        unpack(tmp_path / "bad.zip", tmp_path / "other", workers=2)
+    assert not (tmp_path / "other" / "a.nii").exists()
+    assert not list((tmp_path / "other").rglob("*.partial"))
 
 
 @pytest.mark.parametrize("name", ["../up.nii", "/root.nii", "a/../../up.nii", "C:/x.nii", "..\\up.nii"])

@@ -15,6 +15,7 @@ from adaptmedseg.cli.bench import data_report
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "SECONDS", 0.01)
+    monkeypatch.setattr(bench, "TURNS", 2)
     monkeypatch.setattr(bench, "CROP", (4, 8, 8))
 
 

@@ -142,3 +142,12 @@ def test_real_head_and_neck_ct_is_told_to_have_doubtful_axes() -> None:
     report = check_folder(DATA / "openkbp-ct", modality="CT", labels=dict(enumerate(names, start=1)))
     assert report.exit_code == 0
     assert sum("do not lie side by side" in warning for warning in report.warnings) == 14
+
+
+def test_a_left_ventricle_has_no_partner_and_one_sentence_names_all_that_is_cut(tmp_path: Path) -> None:
+    save_case(tmp_path, "a", left=(8, 3, 1), right=(8, 8, 1))
+    report = check_folder(tmp_path, labels={1: "left ventricle", 2: "myocardium"})
+    (case,) = report.cases
+    expected = "left ventricle and myocardium touch the lower or upper edge of the volume and may be cut off"
+    assert case.short_warnings == (expected,)
+    assert report.warnings == (f"{tmp_path / 'images' / 'a.nii.gz'}: {expected}",)

@@ -15,8 +15,9 @@ from small_cases import AFFINE, SHAPE, call, save, small_folder, small_image, sm
 from adaptmedseg.cli.common import config_path
 from adaptmedseg.data.check import check_folder
 from adaptmedseg.data.check_result import CaseCheck, CheckReport
-from adaptmedseg.data.cohort import compare_cases, fingerprint
+from adaptmedseg.data.cohort import compare_cases
 from adaptmedseg.data.repair import repair_folder
+from adaptmedseg.data.similarity import signature
 from adaptmedseg.doctor.advice import advise
 from adaptmedseg.doctor.cost import TRIED_STEPS, measure_cost
 from adaptmedseg.doctor.picture import case_png
@@ -31,25 +32,13 @@ OPTIONS = ("--modality", "T2 MRI", "--label", "1=liver", "--label", "2=spleen")
 # Cases against each other -----------------------------------------------------------------
 
 
-def test_a_rescaled_cropped_copy_is_found_and_others_are_not() -> None:
-    rng = np.random.default_rng(0)
-    smooth = np.cumsum(np.cumsum(rng.normal(size=(20, 60, 60)), 1), 2)
-    other = np.cumsum(np.cumsum(rng.normal(size=(20, 60, 60)), 1), 2)
-    likeness = [
-        float((fingerprint(smooth) * fingerprint(image)).sum())
-        for image in (3 * smooth + 7, np.repeat(smooth, 2, axis=1), smooth[:, 1:], other)
-    ]
-    assert min(likeness[:3]) > 0.99
-    assert likeness[3] < 0.9
-
-
 def case(name: str, spacing: tuple[float, float, float] = (3.0, 1.0, 1.0), volume: float = 20.0) -> CaseCheck:
     seed = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 2**32
     image = np.random.default_rng(seed).random((6, 16, 16))
     crop = ((0, 32), (0, 128), (0, 128))
     return CaseCheck(
         name, (32, 128, 128), spacing, "RAS", (0.0, 1.0), {"prostate": volume}, crop=crop,
-        voxels={"prostate": int(volume * 100)}, darkened={"prostate": 0.1}, fingerprint=fingerprint(image),
+        voxels={"prostate": int(volume * 100)}, darkened={"prostate": 0.1}, look=signature(image, (8.0, 6.0, 6.0)),
     )  # fmt: skip
 
 
@@ -66,8 +55,13 @@ def test_near_duplicates_in_a_folder(tmp_path: Path) -> None:
     root = small_folder(tmp_path, 2)
     save(root / "images" / "copy.nii.gz", (small_image(0) * 2 + 3).astype(np.int16))
     save(root / "labels" / "copy.nii.gz", small_labels(0))
-    report = check_folder(root)
-    assert ["looks like the case case_0" in text for text in report.warnings].count(True) == 1
+    save(root / "images" / "case_0_visit2.nii.gz", (small_image(0) * 3).astype(np.int16))  # one patient by its name
+    save(root / "labels" / "case_0_visit2.nii.gz", small_labels(0))
+    told = [text for text in check_folder(root).warnings if "looks like the case" in text]
+    assert sorted(text.split(" (")[0] for text in told) == [
+        "copy: looks like the case case_0",
+        "copy: looks like the case case_0_visit2",
+    ]
 
 
 def test_bright_tissue_cut_off_is_a_warning(tmp_path: Path) -> None:
@@ -208,3 +202,13 @@ def test_repair_by_the_command_line(unwell: Path, tmp_path: Path) -> None:
 def test_repair_never_writes_into_the_source(unwell: Path) -> None:
     with pytest.raises(UserError, match="choose a new folder for --repair"):
         repair_folder(unwell, unwell)
+
+
+def test_a_repaired_case_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UserError("the disk is full")
+
+    monkeypatch.setattr("adaptmedseg.data.repair.write_mask", full)
+    repairs = repair_folder(small_folder(tmp_path / "in", 1), tmp_path / "out")
+    assert repairs.left_out == {"case_0": "the disk is full"}
+    assert not list((tmp_path / "out").rglob("*.nii.gz"))

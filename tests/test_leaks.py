@@ -14,15 +14,34 @@ from archives import nifti
 from scipy import ndimage
 from small_cases import call
 
-from adaptmedseg.data.leaks import THRESHOLD, align, find_leaks, refuse_leaks
+from adaptmedseg.data import near_duplicates
+from adaptmedseg.data.leaks import align, find_leaks, refuse_leaks
 from adaptmedseg.data.prepared import PreparedDataset
-from adaptmedseg.data.similarity import signature, similarity
+from adaptmedseg.data.similarity import (
+    BLOCK,
+    NARROW_THRESHOLD,
+    THRESHOLD,
+    WINDOW,
+    Signature,
+    signature,
+    similarities,
+    twins,
+)
 from adaptmedseg.data.volume import read_image
 from adaptmedseg.errors import UserError
 
 DATA = Path(os.environ.get("ADAPTMEDSEG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 SPACING = (3.5, 0.9, 0.9)
 SHAPE = (24, 180, 170)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADAPTMEDSEG_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+def similarity(first: Signature, second: Signature) -> float:
+    return float(similarities([first, second])[0, 1])
 
 
 def scan(seed: int) -> np.ndarray:
@@ -140,6 +159,50 @@ def test_training_refuses_a_patient_of_a_left_out_fold_whatever_the_numbers_of_f
             refuse_leaks(sets, left_out)
     with pytest.raises(UserError, match=r"2 and .* has 3 folds, which cannot be aligned"):
         align(sets, find_leaks(sets))
+
+
+def test_many_scans_at_once_are_as_two_by_two(first: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [signature(first, SPACING), signature(scan(1), SPACING), signature(*changed(first, "cropped"))]
+    monkeypatch.setattr("adaptmedseg.data.similarity._AT_ONCE", 2)
+    table = similarities(looks)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert table[i, j] == table[j, i] == pytest.approx(similarity(looks[i], looks[j]), abs=1e-5)
+    assert [pair[:2] for pair in twins(looks)] == [(0, 2)]
+
+
+def test_the_measure_is_the_highest_correlation_by_hand(first: np.ndarray) -> None:
+    """Against a loop over places with numpy's own correlation coefficient."""
+    one, other = signature(first, SPACING), signature(*changed(first, "noisy"))
+    start = [(w - b) // 2 for w, b in zip(WINDOW, BLOCK, strict=True)]
+
+    def best(block_of: Signature, window_of: Signature) -> float:
+        detail = [np.fft.irfftn(look.window, WINDOW, axes=(0, 1, 2)) for look in (block_of, window_of)]
+        block = detail[0][tuple(slice(s, s + b) for s, b in zip(start, BLOCK, strict=True))]
+        place = (start[0], slice(start[1] - 1, start[1] + 2), slice(start[2] - 1, start[2] + 2))
+        around = [(start[0], h, w) for h in range(*place[1].indices(99)) for w in range(*place[2].indices(99))]
+        cut = [detail[1][tuple(slice(s, s + b) for s, b in zip(corner, BLOCK, strict=True))] for corner in around]
+        return max(float(np.corrcoef(block.ravel(), part.ravel())[0, 1]) for part in cut)
+
+    assert similarity(one, other) == pytest.approx(max(best(one, other), best(other, one)), abs=2e-3)
+
+
+def test_cut_out_organs_count_as_one_only_where_they_are_unchanged(first: np.ndarray) -> None:
+    organ = first[:9, 40:80, 40:80]  # 32 x 36 x 36 mm
+    looks = [signature(image, SPACING) for image in (organ, 2 * organ + 1, organ + 140 * (scan(1)[:9, :40, :40] > 300))]
+    assert all(look.narrow for look in looks)
+    assert [pair[:2] for pair in twins(looks)] == [(0, 1)]
+    assert THRESHOLD < similarity(looks[0], looks[2]) < NARROW_THRESHOLD
+
+
+def test_what_was_compared_is_not_compared_again(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = [PreparedDataset.open(path) for path in pair]
+    found = find_leaks(sets)
+    assert found
+    monkeypatch.setattr(near_duplicates, "twins", lambda *a: pytest.fail("compared again"))
+    assert find_leaks(sets) == found
+    monkeypatch.undo()
+    monkeypatch.setenv("ADAPTMEDSEG_CACHE", "/proc/nowhere")  # cannot be written
+    assert find_leaks(sets) == found
 
 
 @pytest.mark.realdata

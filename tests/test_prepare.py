@@ -16,12 +16,16 @@ import pytest
 from adaptmedseg.preprocessing import run as run_module
 from adaptmedseg.preprocessing.folder import prepare_folder
 from adaptmedseg.preprocessing.split import fold_patients, patient_of, split_patients
+from archives import itk
+from small_cases import call, small_folder
 
-from adaptmedseg.data.files import write_atomic
+from adaptmedseg.data.check import check_folder
+from adaptmedseg.data.files import file_sha256, write_atomic
 from adaptmedseg.data.normalise import crop_slices
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.data.volume import read_labels
 from adaptmedseg.errors import UserError
+from adaptmedseg.inference.case_note import image_hash
 
 DATA = Path(os.environ.get("ADAPTMEDSEG_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 AFFINE = np.array([[-0.6, 0.0, 0.0, 20.0], [0.0, -0.6, 0.1, 30.0], [0.0, 0.06, 3.0, -9.0], [0.0, 0.0, 0.0, 1.0]])
@@ -434,8 +438,8 @@ def test_wrong_folders_and_damaged_manifests_are_told(source: Path, tmp_path: Pa
     with pytest.raises(UserError, match="where the manifest says"):
         PreparedDataset.open(out)
     wrong.write_bytes(kept)
-    (out / "cases" / "case_0" / "labels.b2nd").unlink()
-    with pytest.raises(UserError, match=r"labels\.b2nd is missing"):
+    (out / "cases" / "case_0" / "masks.npy").unlink()
+    with pytest.raises(UserError, match=r"masks\.npy is missing"):
         PreparedDataset.open(out)
 
 
@@ -515,3 +519,53 @@ def test_acdc_frames_stay_with_their_patient(tmp_path: Path) -> None:
         train, test = dataset.fold(k)
         assert len(test) == 4
         assert not {case.patient for case in train} & {case.patient for case in test}
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--leave-site-out", "A", "--test-fraction", "0.3"], "--test-fraction means nothing with --leave-site-out A"),
+        (["--leave-site-out", "A", "--folds", "2"], "--folds means nothing with --leave-site-out A"),
+        (["--folds", "2", "--val-fraction", "0.1"], "--val-fraction means nothing with --folds"),
+    ],
+)
+def test_options_that_undo_each_other_are_refused(tmp_path: Path, options: list[str], says: str) -> None:
+    source = small_folder(tmp_path / "in", 2)
+    outcome = call("prepare", source, "--out", tmp_path / "out", "--modality", "T2", "--label", "1=liver", *options)
+    assert (outcome.code, says in outcome.err) == (2, True), outcome.err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"split": "traim"}, "gives case_0 the split 'traim'; write one of train, val, test"),
+        ({"fold": 2}, "gives case_0 the fold 2; write one of 0 to 1"),
+        ({"fold": -1}, "gives case_0 the fold -1; write one of 0 to 1"),
+        ({"fold": "0"}, "gives case_0 the fold '0'; write one of 0 to 1"),
+    ],
+)
+def test_a_split_or_fold_that_is_none_is_told(tmp_path: Path, change: dict[str, object], says: str) -> None:
+    labels = {1: "liver", 2: "spleen"}
+    prepare_folder(small_folder(tmp_path / "in", 3), tmp_path / "out", name="n", modality="T2", labels=labels, folds=2)
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["cases"][0] |= change
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=says):
+        PreparedDataset.open(tmp_path / "out")
+
+
+def test_an_image_has_one_hash_everywhere(tmp_path: Path) -> None:
+    """That of its voxels' file: a MetaImage header under another name is the same image."""
+    source = tmp_path / "in"
+    for number, name in enumerate("ab"):
+        itk(source / f"{name}.mhd", image_of(number))
+        itk(source / f"{name}_label.mhd", labels_of(1))
+    dataset = prepare_folder(
+        source, tmp_path / "out", name="n", modality="T2", labels={1: "liver"}, test_fraction=0, val_fraction=0
+    )
+    for case in dataset.cases():
+        data = file_sha256(source / f"{case.id}.raw")
+        assert case.sources["image"]["sha256"] == image_hash(source / f"{case.id}.mhd") == data
+    (source / "b.raw").write_bytes((source / "a.raw").read_bytes())
+    assert check_folder(source).folder_errors == ("The cases a, b are one and the same image file; keep one of them.",)

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,11 +17,12 @@ from small_cases import AFFINE, call, save, small_folder, small_image, small_lab
 
 from adaptmedseg.data.export import label_values, scanner_intensities, scanner_labels
 from adaptmedseg.data.grid import Grid, Volume
+from adaptmedseg.data.labels import bit_dtype
 from adaptmedseg.data.normalise import SEGVOL, Normalisation, normalised_crop, segvol_normalise
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset, write_case, write_prepared
 from adaptmedseg.data.prepared.arrays import FINEST, encode_intensities
-from adaptmedseg.data.prepared.arrays import read_labels as stored_labels
 from adaptmedseg.data.prepared.manifest import case_of
+from adaptmedseg.data.prepared.masks import merge_masks, pack_masks, unpack_masks
 from adaptmedseg.data.volume import read_image, read_labels, to_grid
 from adaptmedseg.errors import UserError
 
@@ -82,17 +82,40 @@ def test_a_window_is_the_same_box_of_the_whole(dataset: PreparedDataset, data: s
     corner, size = (
         tuple(data.draw(st.integers(low, high)) for low, high in bounds) for bounds in ([(-9, 30)] * 3, [(1, 12)] * 3)
     )
-    image, labels = case.window((corner[0], corner[1], corner[2]), (size[0], size[1], size[2]))
+    image, masks = case.window((corner[0], corner[1], corner[2]), (size[0], size[1], size[2]), case.annotated)
     margin = 50
-    whole = np.pad(case.image(), margin), np.pad(case.labels(), margin)
     box = tuple(slice(margin + low, margin + low + length) for low, length in zip(corner, size, strict=True))
-    np.testing.assert_allclose(image, whole[0][box], atol=1e-6)
-    np.testing.assert_array_equal(labels, whole[1][box])
+    np.testing.assert_allclose(image, np.pad(case.image(), margin)[box], atol=1e-6)
+    for name, mask in zip(case.annotated, masks, strict=True):
+        np.testing.assert_array_equal(mask, np.pad(case.mask(name), margin)[box])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_masks_come_back_whatever_their_shape(data: st.DataObject) -> None:
+    """Against the arrays that were packed: any overlap, any region, structures without a voxel among them."""
+    shape = tuple(data.draw(st.integers(1, 20)) for _ in range(3))
+    count = data.draw(st.integers(1, 10))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    names = [f"s{bit}" for bit in range(count)]
+    density = rng.choice([0, 0.002, 0.1, 0.9], count)
+    masks = np.stack([rng.random(shape) < share for share in density])
+    bits = np.zeros(shape, bit_dtype(count))
+    for bit, mask in enumerate(masks):
+        bits[mask] |= bits.dtype.type(1 << bit)
+    packed, places, voxels = pack_masks(bits, names)
+    assert voxels == {name: mask.sum() for name, mask in zip(names, masks, strict=True)}
+    assert set(places) == {name for name, mask in zip(names, masks, strict=True) if mask.any()}
+    d, h, w = (slice(*sorted((data.draw(st.integers(0, n)), data.draw(st.integers(0, n))))) for n in shape)
+    wanted = names[::-2]
+    expected = masks[::-1][::2][:, d, h, w]
+    np.testing.assert_array_equal(unpack_masks(packed, places, wanted, (d, h, w)), expected)
+    np.testing.assert_array_equal(merge_masks(packed, places, names, bits.shape), bits)
 
 
 def test_no_window_of_a_corrected_bias_field(dataset: PreparedDataset) -> None:
     with pytest.raises(ValueError, match="whole crop"):
-        dataset.cases()[0].window((0, 0, 0), (2, 2, 2), Normalisation(n4=True))
+        dataset.cases()[0].window((0, 0, 0), (2, 2, 2), [], Normalisation(n4=True))
 
 
 @pytest.mark.parametrize(
@@ -160,26 +183,20 @@ def test_an_old_or_cut_folder_is_refused(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare_folder(source, out, name="s", modality="T2", labels=LABELS, val_fraction=0)
     manifest = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").write_text(json.dumps({**manifest, "version": 1}))
-    with pytest.raises(UserError, match=r"version 1 and this release reads 2; prepare the data again"):
+    (out / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+    with pytest.raises(UserError, match=r"version 2 and this release reads 3; prepare the data again"):
         PreparedDataset.open(out)
     (out / "manifest.json").write_text(json.dumps(manifest))
-    labels = out / "cases" / "case_1" / "labels.b2nd"
-    labels.write_bytes(labels.read_bytes()[:-3])
-    with pytest.raises(UserError, match=r"labels\.b2nd has \d+ bytes where the manifest says"):
+    masks = out / "cases" / "case_1" / "masks.npy"
+    masks.write_bytes(masks.read_bytes()[:-3])
+    with pytest.raises(UserError, match=r"masks\.npy has \d+ bytes where the manifest says"):
         PreparedDataset.open(out)
     case = PreparedDataset(out, manifest).cases()[1]
-    with pytest.raises(UserError, match=r"labels\.b2nd is damaged"):
+    with pytest.raises(UserError, match=r"masks\.npy is damaged"):
         case.labels()
-
-
-def test_a_file_that_could_run_code_is_never_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blosc2 files can hold expressions and functions, which older releases run at opening."""
-    operand = blosc2.asarray(np.zeros((2, 3, 4)), urlpath=str(tmp_path / "operand.b2nd"), mode="w")
-    (operand + 1).save(urlpath=str(tmp_path / "labels.b2nd"))
-    monkeypatch.setattr(blosc2, "open", lambda *a, **k: pytest.fail("opened"))
-    with pytest.raises(UserError, match=r"labels\.b2nd is damaged \(it holds something else than a plain array\)"):
-        stored_labels(tmp_path / "labels.b2nd", (2, 3, 4))
+    np.save(masks, np.zeros((2, 2), np.float32))
+    with pytest.raises(UserError, match=r"masks\.npy holds no masks but float32 of shape \(2, 2\)"):
+        case.mask("liver")
 
 
 # Export -----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from adaptmedseg.cli.common import Device, bar, config_path, named_pairs
-from adaptmedseg.cli.prepare import (
+from adaptmedseg.cli.data_options import (
     AbsentMeans,
     Channel,
     Images,
@@ -30,6 +30,11 @@ from adaptmedseg.doctor.examine import Gallery, write_examination
 from adaptmedseg.training.config import TrainConfig, load_config
 
 PROPOSAL_STARTS_FROM = "adapt"
+Out = Annotated[Path | None, typer.Option(help="Folder for check.html, check.json and proposed.yaml; written anew.")]
+Config = Annotated[
+    str | None, typer.Option(help="With --out: try a few steps of this configuration and say what it costs.")
+]
+Repair = Annotated[Path | None, typer.Option(help="New folder for copies of all cases, repaired where that is safe.")]
 
 
 def check(
@@ -42,15 +47,9 @@ def check(
     new_structure: NewStructure = [],  # noqa: B006
     absent: AbsentMeans = "unannotated",
     skip_unlabelled: SkipUnlabelled = False,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for check.html, check.json and proposed.yaml; written anew.")
-    ] = None,
-    config: Annotated[
-        str | None, typer.Option(help="With --out: try a few steps of this configuration and say what it costs.")
-    ] = None,
-    repair: Annotated[
-        Path | None, typer.Option(help="New folder for copies of all cases, repaired where that is safe.")
-    ] = None,
+    out: Out = None,
+    config: Config = None,
+    repair: Repair = None,
     device: Device = "auto",
 ) -> None:
     """Look at a folder of images and labels before preparing it, or at a prepared one; exit code 1 where errors are.
@@ -92,14 +91,16 @@ def check(
         for path in write_examination(out, source, report, gallery, start, kind, tried, pick_device(device)):
             print(path)
     if repair is not None:
-        with bar("repairing") as progress:
-            repairs = repair_folder(
-                source, repair, images=images, label_folder=labels, channel=channel, progress=progress
-            )
-        print(f"{repair}: {len(repairs.done)} cases, {repairs.repaired} of them repaired")
-        for reason in repairs.left_out.values():
-            print(f"left out: {reason}")
+        _repair(source, repair, images, labels, channel)
     raise typer.Exit(report.exit_code)
+
+
+def _repair(source: Path, out: Path, images: Path | None, labels: Path | None, channel: int | None) -> None:
+    with bar("repairing") as progress:
+        repairs = repair_folder(source, out, images=images, label_folder=labels, channel=channel, progress=progress)
+    print(f"{out}: {len(repairs.done)} cases, {repairs.repaired} of them repaired")
+    for reason in repairs.left_out.values():
+        print(f"left out: {reason}")
 
 
 def _check_prepared(folder: Path) -> None:

@@ -7,8 +7,9 @@ import typer
 
 from adaptmedseg.cli.common import bar
 from adaptmedseg.data.files import write_atomic
-from adaptmedseg.data.leaks import THRESHOLD, align, find_leaks, leaks_json
+from adaptmedseg.data.leaks import align, find_leaks, leaks_json
 from adaptmedseg.data.prepared import PreparedDataset
+from adaptmedseg.data.similarity import THRESHOLD
 
 
 def leaks(

@@ -10,18 +10,18 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO
 
+from adaptmedseg.data.zip_member import CHUNK, member_chunks
 from adaptmedseg.errors import UserError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz")
 Wanted = Callable[[str], bool]
-_CHUNK = 1 << 20
 # Label maps are nearly empty and shrink a hundredfold, whole archives of images do not.
 _MAX_RATIO = 200
 _RATIO_FROM_BYTES = 1 << 30
@@ -30,11 +30,11 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EO
 
 @dataclass(frozen=True)
 class _Member:
-    """A file of an archive: its name, its size unpacked as the archive states it, and how to read it."""
+    """A file of an archive: its name, its size unpacked as the archive states it, and its contents in pieces."""
 
     name: str
     size: int
-    open: Callable[[], IO[bytes]]
+    pieces: Callable[[], Iterator[bytes]]
 
 
 def is_archive(path: Path) -> bool:
@@ -44,7 +44,7 @@ def is_archive(path: Path) -> bool:
 
 @contextmanager
 def opened_source(
-    source: str | Path, *, folder: Path | None = None, wanted: Wanted = lambda name: True
+    source: str | Path, *, folder: Path | None = None, wanted: Wanted = lambda name: True, workers: int = 1
 ) -> Iterator[Path]:
     """Give the folder to read from: `source` itself, or an archive's contents.
 
@@ -53,6 +53,7 @@ def opened_source(
         folder: where to unpack an archive; files that lie there whole are kept, and the caller clears it. None
             unpacks into a temporary folder, which is removed afterwards.
         wanted: which members are needed, by their names in the archive; the others are left packed.
+        workers: threads that unpack a .zip; other archives are one stream.
 
     Raises:
         UserError: `source` is missing, is neither a folder nor an archive, or is an unsafe or damaged archive.
@@ -65,11 +66,11 @@ def opened_source(
         raise UserError(f"{source} does not exist; check the path.")
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="adaptmedseg-") as temporary:
-            unpack(source, Path(temporary), wanted)
+            unpack(source, Path(temporary), wanted, workers)
             with naming_archive(source, Path(temporary)):
                 yield Path(temporary)
     else:
-        unpack(source, folder, wanted)
+        unpack(source, folder, wanted, workers)
         with naming_archive(source, folder):
             yield folder
 
@@ -83,8 +84,8 @@ def naming_archive(source: Path, folder: Path) -> Iterator[None]:
         raise UserError(str(error).replace(str(folder), str(source))) from error
 
 
-def unpack(archive: Path, folder: Path, wanted: Wanted = lambda name: True) -> None:
-    """Unpack an archive's wanted members into `folder`, which may hold some of them already.
+def unpack(archive: Path, folder: Path, wanted: Wanted = lambda name: True, workers: int = 1) -> None:
+    """Unpack an archive's wanted members into `folder`, which may hold some of them already; `workers` as above.
 
     Nothing is written outside `folder`. Every file appears whole or not at all.
 
@@ -93,12 +94,12 @@ def unpack(archive: Path, folder: Path, wanted: Wanted = lambda name: True) -> N
             holds a link or a device, or would need more space than is free or than any honest archive.
     """
     try:
-        if zipfile.is_zipfile(archive):
+        if _is_zip(archive):
             with zipfile.ZipFile(archive) as file:
-                _extract(archive, list(_zip_members(archive, file)), folder, wanted)
+                _extract_all(archive, list(_zip_members(archive, file)), folder, wanted, workers)
         elif is_archive(archive):
             with tarfile.open(archive) as tar:
-                _extract(archive, _tar_members(archive, tar), folder, wanted)
+                _extract_stream(archive, _tar_members(archive, tar), folder, wanted)
         else:
             raise UserError(f"{archive} is neither a folder nor a .zip or .tar archive; unpack it and name the folder.")
     except _DAMAGED as error:
@@ -111,13 +112,19 @@ def unpack(archive: Path, folder: Path, wanted: Wanted = lambda name: True) -> N
         raise
 
 
+def _is_zip(archive: Path) -> bool:
+    """Whether a file is a .zip, by how it starts. Its end does not tell: a .tar may end with a .zip that it holds."""
+    with archive.open("rb") as file:
+        return file.read(4) in (b"PK\x03\x04", b"PK\x05\x06")
+
+
 def _zip_members(archive: Path, file: zipfile.ZipFile) -> Iterator[_Member]:
     for info in file.infolist():
         if info.is_dir():
             continue
         if stat.S_ISLNK(info.external_attr >> 16):
             raise _link(archive, info.filename)
-        yield _Member(info.filename, info.file_size, partial(file.open, info))
+        yield _Member(info.filename, info.file_size, partial(member_chunks, file, info))
 
 
 def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
@@ -128,7 +135,7 @@ def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
             raise _link(archive, info.name)
         if not info.isfile():
             raise UserError(f"{archive} is unsafe: its entry {info.name!r} is a device; do not use this archive.")
-        yield _Member(info.name, info.size, partial(_tar_stream, tar, info))
+        yield _Member(info.name, info.size, partial(_tar_pieces, tar, info))
     if archive.name.lower().endswith(".tar"):  # packed ones check their own end; here tarfile takes any end for the end
         with archive.open("rb") as file:
             file.seek(tar.offset)
@@ -136,32 +143,49 @@ def _tar_members(archive: Path, tar: tarfile.TarFile) -> Iterator[_Member]:
                 raise EOFError("it ends early")
 
 
-def _tar_stream(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+def _tar_pieces(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[bytes]:
     stream = tar.extractfile(info)
     assert stream is not None  # as it is a file
-    return stream
+    while piece := stream.read(CHUNK):
+        yield piece
 
 
-def _extract(archive: Path, members: list[_Member] | Iterator[_Member], folder: Path, wanted: Wanted) -> None:
-    """Check every member and write the wanted ones. A list is added up first; a stream is added up on the way."""
-    if isinstance(members, list):
-        _check_size(archive, sum(member.size for member in members if wanted(member.name)), folder)
-    seen: set[str] = set()
+def _extract_all(archive: Path, members: list[_Member], folder: Path, wanted: Wanted, workers: int) -> None:
+    """Check all members, then write the wanted ones side by side: unpacking does not hold the interpreter."""
+    chosen = [(member, place) for member, place in _checked(archive, members) if wanted(member.name)]
+    _check_size(archive, sum(member.size for member, _ in chosen), folder)
+    missing = [(member, folder / place) for member, place in chosen if not _is_there(member, folder / place)]
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        try:
+            for _ in pool.map(lambda job: _write(archive, *job), missing):
+                pass
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _extract_stream(archive: Path, members: Iterator[_Member], folder: Path, wanted: Wanted) -> None:
+    """Check and write members as they come; what they need is added up on the way."""
     total = 0
-    for member in members:
-        place = _safe_path(archive, member.name)
-        if str(place) in seen:
-            raise UserError(f"{archive} is unsafe: it holds {member.name!r} twice; do not use this archive.")
-        seen.add(str(place))
-        if not wanted(member.name):
-            continue
-        target = folder / place
-        if target.is_file() and target.stat().st_size == member.size:
-            continue
-        if not isinstance(members, list):
+    for member, place in _checked(archive, members):
+        if wanted(member.name) and not _is_there(member, folder / place):
             total += member.size
             _check_size(archive, total, folder, being_written=member.size)
-        _write(archive, member, target)
+            _write(archive, member, folder / place)
+
+
+def _checked(archive: Path, members: Iterable[_Member]) -> Iterator[tuple[_Member, PurePosixPath]]:
+    """Members with safe places; UserError for one that points outside or comes twice."""
+    seen: set[PurePosixPath] = set()
+    for member in members:
+        place = _safe_path(archive, member.name)
+        if place in seen:
+            raise UserError(f"{archive} is unsafe: it holds {member.name!r} twice; do not use this archive.")
+        seen.add(place)
+        yield member, place
+
+
+def _is_there(member: _Member, target: Path) -> bool:
+    return target.is_file() and target.stat().st_size == member.size
 
 
 def _safe_path(archive: Path, name: str) -> PurePosixPath:
@@ -189,12 +213,12 @@ def _write(archive: Path, member: _Member, target: Path) -> None:
     unfinished = target.with_name(target.name + ".partial")
     written = 0
     try:
-        with member.open() as source, unfinished.open("wb") as file:
-            while chunk := source.read(_CHUNK):
-                written += len(chunk)
+        with unfinished.open("wb") as file:
+            for piece in member.pieces():
+                written += len(piece)
                 if written > member.size:
                     raise UserError(f"{archive} is unsafe: {member.name!r} is larger than stated; do not use it.")
-                file.write(chunk)
+                file.write(piece)
         if written < member.size:
             raise EOFError(f"{member.name} ends early")
         os.replace(unfinished, target)

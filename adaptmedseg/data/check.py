@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,14 +12,15 @@ import numpy as np
 
 from adaptmedseg.data.archive import opened_source
 from adaptmedseg.data.check_result import CaseCheck, CheckReport
-from adaptmedseg.data.cohort import compare_cases, fingerprint
+from adaptmedseg.data.cohort import compare_cases
 from adaptmedseg.data.discover import Pair, find_pairs
-from adaptmedseg.data.files import file_sha256
 from adaptmedseg.data.intensity import IntensityStatistics, intensity_statistics
 from adaptmedseg.data.labelled import Absent, LabelledVolume, modality_of, read_labelled
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
 from adaptmedseg.data.normalise import SEGVOL, Crop, crop_slices, foreground_of
 from adaptmedseg.data.registry import Family, Registry, default_registry
+from adaptmedseg.data.similarity import signature
+from adaptmedseg.data.source import source_sha256
 from adaptmedseg.errors import UserError
 
 _AXES = ("lower or upper", "front or back", "left or right")  # d, h, w of a canonical volume
@@ -110,11 +112,12 @@ def check_case(
         (low, high),
         {name: count * voxel_ml for name, count in voxels.items()},
         warnings=tuple(f"{pair.image}: {warning}" for warning in warnings),
+        image=str(pair.image),
         statistics=stats,
         crop=crop,
         voxels=voxels,
         darkened={name: float((case.image.data[mask] <= floor).mean()) for name, mask in masks.items() if mask.any()},
-        fingerprint=fingerprint(case.image.data[crop_slices(crop)]),
+        look=signature(case.image.data[crop_slices(crop)], case.image.spacing),
     )
     if on_case is not None:
         on_case(checked, case, masks)
@@ -153,12 +156,20 @@ def _saturated(stats: IntensityStatistics) -> list[str]:
 
 def _clipped(masks: dict[str, np.ndarray]) -> list[str]:
     """Structures that reach the volume's edge and so may go on beyond it."""
-    warnings = []
+    by_sides: dict[str, list[str]] = defaultdict(list)
     for name, mask in masks.items():
         sides = [_AXES[axis] for axis in range(3) if mask.take(0, axis).any() or mask.take(-1, axis).any()]
         if sides:
-            warnings.append(f"{name} touches the {' and '.join(sides)} edge of the volume and may be cut off")
-    return warnings
+            by_sides[" and ".join(sides)].append(name)
+    return [
+        f"{_listed(names)} touch{'es' * (len(names) == 1)} the {sides} edge of the volume and may be cut off"
+        for sides, names in by_sides.items()
+    ]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """'a', 'a and b', 'a, b and c'."""
+    return " and ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
 
 def _outside_crop(crop: Crop, masks: dict[str, np.ndarray]) -> list[str]:
@@ -174,7 +185,8 @@ def _doubtful_sides(
     warnings = []
     for name, mask in masks.items():
         partner = registry.mirror(name) if registry else name
-        if not name.startswith("left ") or not mask.any() or partner not in masks or not masks[partner].any():
+        paired = name.startswith("left ") and partner != name  # a left ventricle has no partner on the other side
+        if not paired or not mask.any() or partner not in masks or not masks[partner].any():
             continue
         offset_mm = (_centroid(mask) - _centroid(masks[partner])) * np.array(spacing)
         if int(np.abs(offset_mm).argmax()) != 2:
@@ -192,7 +204,8 @@ def _centroid(mask: np.ndarray) -> np.ndarray:
 def _duplicates(pairs: Sequence[Pair]) -> list[str]:
     by_hash: dict[str, list[Pair]] = defaultdict(list)
     for pair in pairs:
-        by_hash[file_sha256(pair.image)].append(pair)
+        with suppress(UserError):  # which the case's own report tells
+            by_hash[source_sha256(pair.image)].append(pair)
     return [
         f"The cases {', '.join(pair.id for pair in same)} are one and the same image file; keep one of them."
         for same in by_hash.values()
@@ -203,4 +216,4 @@ def _duplicates(pairs: Sequence[Pair]) -> list[str]:
 def _renamed(case: CaseCheck, old: str, new: str) -> CaseCheck:
     """The case with the user's archive in its sentences where files were read from a temporary folder."""
     errors, warnings = (tuple(text.replace(old, new) for text in texts) for texts in (case.errors, case.warnings))
-    return replace(case, errors=errors, warnings=warnings)
+    return replace(case, errors=errors, warnings=warnings, image=case.image.replace(old, new))

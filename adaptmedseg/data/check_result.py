@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from adaptmedseg.data.intensity import IntensityStatistics
 from adaptmedseg.data.normalise import Crop
+from adaptmedseg.data.similarity import Signature
 
 
 @dataclass(frozen=True)
@@ -17,8 +16,8 @@ class CaseCheck:
     Shape and spacing (mm) in the order d, h, w, the file's orientation letters, the range of intensities, the volume of
     every annotated structure in ml, errors that `prepare` refuses, and warnings worth a look. `statistics` are those of
     the image, `crop` is its foreground (start, stop per axis), `voxels` counts every annotated structure in it,
-    `darkened` is the share of each structure's voxels that SegVol's rule sets to 0, and `fingerprint` tells near
-    duplicates.
+    `darkened` is the share of each structure's voxels that SegVol's rule sets to 0, `image` is
+    its file, and `look` tells near duplicates.
     """
 
     id: str
@@ -33,7 +32,13 @@ class CaseCheck:
     crop: Crop | None = None
     voxels: dict[str, int] = field(default_factory=dict)
     darkened: dict[str, float] = field(default_factory=dict)
-    fingerprint: np.ndarray | None = field(default=None, repr=False, compare=False)
+    image: str = ""
+    look: Signature | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def short_warnings(self) -> tuple[str, ...]:
+        """The warnings without the file or case that they begin with, for where that is said already."""
+        return tuple(text.removeprefix(f"{self.image}: ").removeprefix(f"{self.id}: ") for text in self.warnings)
 
     @property
     def severity(self) -> tuple[int, int]:

@@ -4,41 +4,29 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import combinations
 
 import numpy as np
 
 from adaptmedseg.data.check_result import CaseCheck
-from adaptmedseg.data.coarse import block_means
+from adaptmedseg.data.patients import named_patient
+from adaptmedseg.data.similarity import twins
 
-_CELLS = (6, 16, 16)
-NEAR_DUPLICATE = 0.995  # correlation of fingerprints; neighbouring frames of one heart reach 0.99
 _FEWEST = 5  # cases from which on one can be called unlike the others
 _UNLIKE_SPACING, _UNLIKE_VOLUME = 2.0, 6.0
-
-
-def fingerprint(image: np.ndarray) -> np.ndarray:
-    """A crop (d, h, w) at very low resolution, standardised: unmoved by scale, offset and resampling."""
-    cells = tuple(min(cell, n) for cell, n in zip(_CELLS, image.shape, strict=True))
-    coarse = block_means(image, cells)
-    full = coarse[np.ix_(*(np.arange(n) * cell // n for n, cell in zip(_CELLS, cells, strict=True)))]
-    centred = full - full.mean()
-    return centred / max(float(np.linalg.norm(centred)), 1e-12)
 
 
 def compare_cases(cases: Sequence[CaseCheck]) -> dict[str, list[str]]:
     """Warnings by case id: near duplicates, and spacing or volumes far from the other cases'."""
     warnings: dict[str, list[str]] = defaultdict(list)
     readable = [case for case in cases if case.spacing is not None]
-    for first, second in combinations(readable, 2):
-        if first.fingerprint is None or second.fingerprint is None:
-            continue
-        likeness = float((first.fingerprint * second.fingerprint).sum())
-        if likeness > NEAR_DUPLICATE:
-            text = (
-                f"looks like the case {first.id} (correlation {likeness:.3f}); the same scan must not be in two splits"
+    seen = [(case.id, case.look) for case in readable if case.look is not None]
+    for i, j, likeness in twins([look for _, look in seen]):
+        (first, _), (second, _) = seen[i], seen[j]
+        if named_patient(first) != named_patient(second):
+            warnings[second].append(
+                f"{second}: looks like the case {first} (similarity {likeness:.2f}); one scan or patient must not be "
+                "in two splits (see --patient-pattern of prepare)"
             )
-            warnings[second.id].append(f"{second.id}: {text}")
     if len(readable) >= _FEWEST:
         _unlike_spacing(readable, warnings)
         _unlike_volumes(readable, warnings)

@@ -59,7 +59,7 @@ class LabelValues:
 def label_values(cases: Sequence[PreparedCase], structures: Sequence[str]) -> LabelValues:
     """The values that the label maps of some cases need."""
     single = [1 << bit for bit in range(len(structures))]
-    found = {int(value) for case in cases for value in np.unique(_chosen_bits(case, structures))}
+    found = {int(value) for case in cases for value in np.unique(case.labels(structures))}
     combinations = (*single, *sorted(found - {0, *single}))
     if len(combinations) > _MOST_VALUES:
         raise UserError(f"{len(combinations)} combinations of structures do not fit into a label map; name fewer.")
@@ -166,21 +166,10 @@ def scanner_intensities(case: PreparedCase) -> np.ndarray:
 
 def scanner_labels(case: PreparedCase, values: LabelValues) -> np.ndarray:
     """A case's label map on its full canonical grid (d, h, w)."""
-    coded = values.encode(_chosen_bits(case, values.names))
+    coded = values.encode(case.labels(values.names))
     whole = np.zeros(case.grid.canonical().shape[::-1], coded.dtype)
     whole[crop_slices(case.crop)] = coded
     return whole
-
-
-def _chosen_bits(case: PreparedCase, names: Sequence[str]) -> np.ndarray:
-    """Bit masks of some structures alone, numbered anew."""
-    labels = case.labels()
-    if tuple(names) == case.structures:
-        return labels
-    chosen = np.zeros(labels.shape, np.uint64)
-    for bit, name in enumerate(names):
-        chosen |= ((labels >> labels.dtype.type(case.structures.index(name))) & 1).astype(np.uint64) << np.uint64(bit)
-    return chosen
 
 
 def _write_pair(case: PreparedCase, values: LabelValues, image: Path, label: Path) -> None:

@@ -186,8 +186,8 @@ def checked_image(
         UserError: voxels are NaN or infinite, or all are equal.
     """
     array = array.astype(np.float32, copy=False)
-    bad = array.size - int(np.isfinite(array).sum())
-    if bad:
+    if not np.isfinite(array).all():
+        bad = array.size - int(np.isfinite(array).sum())
         raise UserError(
             f"{path} holds {bad} voxels that are NaN or infinite; replace them by the background's value and try again."
         )

@@ -113,12 +113,14 @@ def _whole_numbers(image: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     low, high = float(image.min()), float(image.max())
     if high - low >= _WIDEST_HISTOGRAM or low != np.floor(low):
         return None
+    small = np.iinfo(np.int16)
+    kind = np.int16 if small.min <= low and high <= small.max else np.int64
     counts = np.zeros(int(high - low) + 1, np.int64)
     for part in image.reshape(image.shape[0], -1):  # by slices, so that nothing as large as the volume is held
-        shifted = (part.astype(np.float32, copy=False) - np.float32(low)).astype(np.int32)
-        if not np.array_equal(shifted + low, part):
+        whole = part.astype(kind)
+        if not np.array_equal(whole.astype(part.dtype), part):
             return None
-        counts += np.bincount(shifted, minlength=counts.size)
+        counts += np.bincount(whole.astype(np.int64) - int(low), minlength=counts.size)
     present = np.flatnonzero(counts)
     return present + low, counts[present]
 

@@ -43,7 +43,7 @@ def read_labelled(pair: Pair, scheme: LabelScheme | None, absent: Absent) -> Lab
     labels = read_labels(pair.label)
     _check_grids(pair, image, labels)
     table = value_counts(labels.data)
-    unknown = sorted(set(table) - scheme.known_values) if scheme else []
+    unknown = scheme.unknown(table) if scheme else []
     if unknown:
         raise UserError(
             f"{pair.label} holds the label values {unknown} that have no name; name each (--label {unknown[0]}=NAME) "

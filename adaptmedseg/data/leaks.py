@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Literal
 
 from adaptmedseg.data.files import write_atomic
+from adaptmedseg.data.near_duplicates import near_duplicates
 from adaptmedseg.data.prepared import MANIFEST, PreparedCase, PreparedDataset
-from adaptmedseg.data.registry import default_registry
-from adaptmedseg.data.similarity import Signature, signature, similarity
+from adaptmedseg.data.similarity import THRESHOLD
 from adaptmedseg.errors import UserError
 
-# Measured on prostate MRI (docs/datasets.md): copies that were cut, resampled or changed in contrast stay above, scans
-# of different people below.
-THRESHOLD = 0.75
 Kind = Literal["same file", "near duplicate"]
 Progress = Callable[[int, int], None]
 
@@ -41,7 +39,6 @@ class Leak:
 class _Item:
     dataset: PreparedDataset
     case: PreparedCase
-    look: Signature | None
 
     @property
     def key(self) -> str:
@@ -56,14 +53,11 @@ def find_leaks(
 ) -> list[Leak]:
     """All pairs of cases of different patients (or sets) that are one image, or nearly.
 
-    Near duplicates are looked for among images of one family of modalities whose spacing is known.
-
     Args:
         datasets: prepared data sets.
-        threshold: the similarity (see `adaptmedseg.data.similarity`) from which two images count as one.
-        progress: called with (pairs compared, pairs in all).
+        threshold, progress: as `adaptmedseg.data.near_duplicates.near_duplicates`.
     """
-    found = [_leak(*twins) for twins in _twins(datasets, threshold, progress)]
+    found = [_leak(*pair) for pair in _pairs(datasets, threshold, progress)]
     return sorted(found, key=lambda leak: (not leak.crosses, -leak.similarity, leak.first, leak.second))
 
 
@@ -120,12 +114,10 @@ def refuse_leaks(
 ) -> None:
     """Refuse to train on a patient who is kept for validation or testing elsewhere in the data.
 
-    Only pairs of which one is trained on and the other is not are compared.
-
     Args:
         datasets: the data sets that a training takes its cases from.
         fold: the fold that is left out, None where splits count.
-        progress: called with (pairs compared, pairs in all).
+        progress: as `find_leaks`.
 
     Raises:
         UserError: there is such a patient; the sentence names the pair.
@@ -137,8 +129,9 @@ def refuse_leaks(
     def side(item: _Item) -> str:
         return item.case.split if fold is None else f"fold {item.case.fold}"
 
-    pairs = _twins(datasets, THRESHOLD, progress, lambda first, second: is_trained(first) != is_trained(second))
-    for first, second, *_ in pairs:
+    for first, second, *_ in _pairs(datasets, THRESHOLD, progress):
+        if is_trained(first) == is_trained(second):
+            continue
         folders = " ".join(str(dataset.folder) for dataset in datasets)
         raise UserError(
             f"{first.key} and {second.key} are one patient on two sides ({side(first)} and {side(second)}); put such "
@@ -151,44 +144,24 @@ def leaks_json(leaks: Sequence[Leak]) -> str:
     return json.dumps([asdict(leak) for leak in leaks], indent=1) + "\n"
 
 
-def _twins(
-    datasets: Sequence[PreparedDataset],
-    threshold: float,
-    progress: Progress | None = None,
-    wanted: Callable[[_Item, _Item], bool] = lambda first, second: True,
+def _pairs(
+    datasets: Sequence[PreparedDataset], threshold: float, progress: Progress | None
 ) -> Iterator[tuple[_Item, _Item, Kind, float]]:
-    """Wanted pairs of cases that are not known to be one patient and are one image, or nearly."""
-    items = [_Item(dataset, case, _look(case)) for dataset in datasets for case in dataset.cases()]
-    pairs = [pair for pair in _strangers(items) if wanted(*pair)]
-    for done, (first, second) in enumerate(pairs, start=1):
-        alike = _alike(first, second, threshold)
-        if alike is not None:
-            yield first, second, *alike
-        if progress is not None:
-            progress(done, len(pairs))
-
-
-def _look(case: PreparedCase) -> Signature | None:
-    return signature(case.intensities(), case.spacing) if case.spacing_stated else None
-
-
-def _strangers(items: Sequence[_Item]) -> Iterator[tuple[_Item, _Item]]:
-    """Pairs that are not known to be one patient."""
-    for first, second in combinations(items, 2):
+    """Pairs of cases that are not known to be one patient and are one image, or nearly."""
+    items = [_Item(dataset, case) for dataset in datasets for case in dataset.cases()]
+    found: dict[tuple[int, int], tuple[Kind, float]] = {
+        (i, j): ("near duplicate", value)
+        for i, j, value in near_duplicates([item.case for item in items], threshold, progress)
+    }
+    by_file: dict[str, list[int]] = defaultdict(list)
+    for number, item in enumerate(items):
+        by_file[item.case.sources["image"]["sha256"]].append(number)
+    for same in by_file.values():
+        found |= dict.fromkeys(combinations(same, 2), ("same file", 1.0))
+    for (i, j), (kind, value) in sorted(found.items()):
+        first, second = items[i], items[j]
         if first.dataset is not second.dataset or first.case.patient != second.case.patient:
-            yield first, second
-
-
-def _alike(first: _Item, second: _Item, threshold: float) -> tuple[Kind, float] | None:
-    if first.case.sources["image"]["sha256"] == second.case.sources["image"]["sha256"]:
-        return "same file", 1.0
-    registry = default_registry()
-    if registry.modality(first.case.modality).family != registry.modality(second.case.modality).family:
-        return None
-    if first.look is None or second.look is None:
-        return None
-    value = similarity(first.look, second.look)
-    return ("near duplicate", round(value, 3)) if value >= threshold else None
+            yield first, second, kind, value
 
 
 def _leak(first: _Item, second: _Item, kind: Kind, value: float) -> Leak:

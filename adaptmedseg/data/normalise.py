@@ -38,12 +38,15 @@ class Curve:
     x: tuple[float, ...]
     y: tuple[float, ...]
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """A new float32 array of the same shape."""
+    def __call__(self, image: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """float32 of the same shape: `out` (which may be the image itself) or, without it, a new array."""
+        if out is None:
+            out = np.empty(image.shape, np.float32)
         if len(self.x) > 2:
-            return np.interp(image, self.x, self.y).astype(np.float32)
+            out[...] = np.interp(image, self.x, self.y)
+            return out
         low, high, first, last = (np.float32(knot) for knot in (*self.x, *self.y))
-        out = np.clip(image, low, high, dtype=np.float32)
+        np.clip(image, low, high, out=out, casting="same_kind")
         out -= low
         out *= (last - first) / max(high - low, np.float32(1e-8))
         if first:

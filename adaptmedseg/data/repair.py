@@ -92,7 +92,11 @@ def _repair(pair: Pair, out: Path) -> list[str]:
     voxels = whole.astype(np.int16) if fits else image.data
     target = out / "images" / f"{pair.id}.nii.gz"
     write_checked(target, to_grid(voxels, image.grid), image.grid, save_nifti)
-    write_mask(out / "labels" / f"{pair.id}.nii.gz", labels.data, image.grid)
+    try:
+        write_mask(out / "labels" / f"{pair.id}.nii.gz", labels.data, image.grid)
+    except BaseException:
+        target.unlink()  # both files of a case or none
+        raise
     return sentences
 
 

@@ -82,7 +82,7 @@ def read_grid(path: str | Path, series: str | None = None) -> Grid:
     _check_readable(path)
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         return nifti_grid(guarded(path, lambda: nib.load(path)), path)[0]
-    return checked_grid(path, *_itk_header(path))
+    return checked_grid(path, *_itk_header(_itk_reader(path)))
 
 
 def read_image(path: str | Path, channel: int | None = None, series: str | None = None) -> Volume:
@@ -206,8 +206,9 @@ def _load(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         array, grid, notes = read_nifti(path)
     else:
-        grid, notes = checked_grid(path, *_itk_header(path)), ()
-        array = _itk_array(guarded(path, lambda: SimpleITK.ReadImage(str(path))))
+        reader = _itk_reader(path)
+        grid, notes = checked_grid(path, *_itk_header(reader)), ()
+        array = _itk_array(guarded(path, reader.Execute))
     if array.dtype.fields is not None or np.iscomplexobj(array):
         raise UserError(f"{path} holds colour or complex voxels ({array.dtype}); export it as a plain scalar volume.")
     if array.ndim > 4:
@@ -215,11 +216,16 @@ def _load(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     return array, grid, notes
 
 
-def _itk_header(path: Path) -> tuple[tuple[int, ...], np.ndarray]:
-    """Shape (x, y, z, ...) and RAS affine of an ITK file; ITK's own frame is LPS."""
+def _itk_reader(path: Path) -> SimpleITK.ImageFileReader:
+    """A reader that has read the header."""
     reader = SimpleITK.ImageFileReader()
     reader.SetFileName(str(path))
     guarded(path, reader.ReadImageInformation)
+    return reader
+
+
+def _itk_header(reader: SimpleITK.ImageFileReader) -> tuple[tuple[int, ...], np.ndarray]:
+    """Shape (x, y, z, ...) and RAS affine of an ITK file; ITK's own frame is LPS."""
     shape, dims = tuple(reader.GetSize()), reader.GetDimension()
     direction = np.array(reader.GetDirection()).reshape(dims, dims)
     rank = min(dims, 3)

@@ -68,7 +68,8 @@ def advise(report: CheckReport, view: Size3) -> Advice | None:
 def _sentences(advice: Advice, view: Size3) -> list[str]:
     usual, seen = (" × ".join(f"{mm:.2g}" for mm in sizes) for sizes in (advice.spacing, advice.view_mm))
     said = [
-        f"Voxels measure {usual} mm (d, h, w, median); in a view of {'×'.join(map(str, view))} they measure {seen} mm."
+        f"Voxels measure {usual} mm (d, h, w: along the body, front to back, side to side; median). The network's view "
+        f"of a whole image has {'×'.join(map(str, view))} voxels; there they measure {seen} mm."
     ]
     ratio = max(advice.spacing) / min(advice.spacing)
     if ratio > 3:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from adaptmedseg.data.check_result import CaseCheck, CheckReport
 
 
 def print_report(report: CheckReport, console: Console) -> None:
     """Print a table of the cases, then every error and warning."""
-    table = Table("case", "shape (d, h, w)", "spacing (mm)", "axes", "intensities", "volumes (ml)", "state")
+    table = Table(
+        Column("case", overflow="fold"),
+        "shape (d, h, w)",
+        "spacing (mm)",
+        "axes",
+        "intensities",
+        "volumes (ml)",
+        "state",
+    )
     for case in report.cases:
         table.add_row(*(escape(cell) for cell in _row(case)))
     console.print(table)

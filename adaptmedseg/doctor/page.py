@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,10 @@ def write_page(
         )
         for case in ordered
     ]
+    often = Counter(text for case in report.cases for text in case.short_warnings)
     text = environment.get_template("check.html.j2").render(
         title=title, report=report, advice=advice, cost=cost, cases=shown,
+        often=[(text, count) for text, count in often.most_common() if count > 1],
         colours={name: "#{:02x}{:02x}{:02x}".format(*colour) for name, colour in colours.items()},
         states={state: sum(case.state == state for case in shown) for state in ("error", "warning", "good")},
     )  # fmt: skip

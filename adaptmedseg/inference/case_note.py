@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from adaptmedseg import __version__
-from adaptmedseg.data.files import file_sha256
+from adaptmedseg.data.source import source_sha256
 from adaptmedseg.inference.naming import Case
 from adaptmedseg.inference.prediction import Answer
 from adaptmedseg.inference.predictor import Predictor
@@ -83,8 +83,8 @@ def case_note(
 
 
 def image_hash(path: Path) -> str | None:
-    """SHA-256 of an image's file, as in prepared data; None for a DICOM series, whose UID says which it is."""
-    return None if path.is_dir() else file_sha256(path)
+    """SHA-256 of what holds the voxels, as in prepared data; None for a DICOM series, whose UID says which it is."""
+    return None if path.is_dir() else source_sha256(path)
 
 
 def versions() -> dict[str, str]:

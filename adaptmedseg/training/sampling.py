@@ -196,13 +196,12 @@ class BatchStream(SampleStream):
         windows = view.windows
         if windows is None:
             raise ValueError("zoom_in needs views with windows")
-        (centre,) = self.choice.structures(sorted(windows.places), 1, rng)
-        image, labels = windows.draw(centre, rng)
-        others = [name for name in windows.present(labels) if name != centre]
+        (centre,) = self.choice.structures(windows.structures, 1, rng)
+        image, masks = windows.draw(centre, rng)
+        others = [name for name in windows.present(masks) if name != centre]
         more = self.structures_per_image - 1
         names = [centre, *(self.choice.structures(others, more, rng) if others and more else [])]
-        bits = [windows.case.structures.index(name) for name in names]
-        return image, np.stack([(labels >> bit) & 1 == 1 for bit in bits]), names
+        return image, masks[[windows.structures.index(name) for name in names]], names
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:

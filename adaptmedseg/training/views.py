@@ -30,20 +30,27 @@ class Windows:
     places: dict[str, np.ndarray]
 
     def draw(self, structure: str, rng: np.random.Generator) -> tuple[Tensor, np.ndarray]:
-        """A window (d, h, w) with one of the structure's voxels in its middle half, and its bit masks."""
+        """A window (d, h, w) with a voxel of the structure in its middle half, and the masks (k, d, h, w) of all
+        `structures`."""
         centre = self.places[structure][rng.integers(len(self.places[structure]))]
         shift = [int(rng.integers(-(n // 4), n // 4 + 1)) for n in self.size]
         corner = [
             min(max(int(c) - n // 2 + s, 0), limit - n) if limit >= n else -((n - limit) // 2)
             for c, s, n, limit in zip(centre, shift, self.size, self.case.shape, strict=True)
         ]
-        image, labels = self.case.window((corner[0], corner[1], corner[2]), self.size, self.normalisation)
-        return torch.from_numpy(image), labels
+        place = (corner[0], corner[1], corner[2])
+        image, masks = self.case.window(place, self.size, self.structures, self.normalisation)
+        return torch.from_numpy(image), masks
 
-    def present(self, labels: np.ndarray) -> list[str]:
-        """The structures of which a window shows enough."""
-        bits = {name: self.case.structures.index(name) for name in sorted(self.places)}
-        return [name for name, bit in bits.items() if np.count_nonzero((labels >> bit) & 1) >= MIN_VOXELS]
+    @property
+    def structures(self) -> list[str]:
+        """All that windows show, in order."""
+        return sorted(self.places)
+
+    def present(self, masks: np.ndarray) -> list[str]:
+        """The structures of which a window's masks show enough."""
+        shown = zip(self.structures, masks, strict=True)
+        return [name for name, mask in shown if np.count_nonzero(mask) >= MIN_VOXELS]
 
 
 @dataclass(frozen=True)
@@ -142,12 +149,12 @@ class ViewMaker:
 
     def windows(self, case: PreparedCase, seed: int) -> Windows:
         """Windows round every wanted structure of which the crop holds enough."""
-        labels, places = case.labels(), {}
+        places = {}
         rng = np.random.default_rng([seed, 11])
         for name in self.wanted(case):
             if case.voxels_in_crop[name] < MIN_VOXELS:
                 continue
-            found = np.argwhere((labels >> case.structures.index(name)) & 1)
+            found = np.argwhere(case.mask(name))
             chosen = rng.choice(len(found), min(PLACES, len(found)), replace=False)
             places[name] = found[np.sort(chosen)].astype(np.int32)
         return Windows(case, self.size, self.normalisation, places)

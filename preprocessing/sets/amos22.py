@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adaptmedseg.preprocessing.case import Cases, SourceCase
 from adaptmedseg.preprocessing.sets.finding import NIFTI, Key, grouped, paired
-from adaptmedseg.preprocessing.sets.model import DataSet, zenodo, zenodo_record
+from adaptmedseg.preprocessing.sets.model import DataSet, numbered, zenodo, zenodo_record
 
 LAST_CT = 500
 _ORGANS = """spleen; right kidney; left kidney; gallbladder; esophagus; liver; stomach; aorta; inferior vena cava;
@@ -36,7 +36,7 @@ SET = DataSet(
     page="https://zenodo.org/records/7262581",
     layout="amos22/{imagesTr,labelsTr}/amos_NNNN.nii.gz",
     find=find,
-    labels={value: " ".join(name.split()) for value, name in enumerate(_ORGANS.split(";"), start=1)},
+    labels=numbered(_ORGANS),
     needs=r"(images|labels)(Tr|Va)/",
     downloads=zenodo(7262581, "amos22.zip"),
     record=zenodo_record(7262581),

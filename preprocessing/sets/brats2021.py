@@ -21,9 +21,7 @@ def find(root: Path, target: str) -> Cases:
 
     images = grouped(root, rf"BraTS2021_(\d+)_({'|'.join(_CONTRASTS)})" + NIFTI)
     labels = grouped(root, r"BraTS2021_(\d+)_seg" + NIFTI)
-    found = paired(images, labels, make, label_key=lambda key: key[:1])
-    found.problems = list(dict.fromkeys(found.problems))
-    return found
+    return paired(images, labels, make, label_key=lambda key: key[:1])
 
 
 SET = DataSet(

@@ -47,9 +47,7 @@ def find(root: Path, target: str) -> Cases:
         for table, patterns in ((images, _FOLDERS), (labels, _GROUND)):
             for (number,), files in grouped(root, patterns[contrast]).items():
                 table[number, contrast] = sorted({path.parent for path in files})
-    found = paired(images, labels, make)
-    found.problems = list(dict.fromkeys(found.problems))
-    return found
+    return paired(images, labels, make)
 
 
 def read(case: SourceCase, scheme: LabelScheme) -> CaseData:

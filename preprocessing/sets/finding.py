@@ -12,6 +12,7 @@ from adaptmedseg.preprocessing.case import Cases, SourceCase
 
 Key = tuple[str, ...]
 Grouped = dict[Key, list[Path]]
+Make = Callable[[Key, Path, Path], SourceCase]
 NIFTI = r"\.nii(?:\.gz)?"
 _WITHIN = r"(?:.*/)?"
 
@@ -40,10 +41,20 @@ def grouped(root: Path, pattern: str, skip: str | None = None) -> Grouped:
     return dict(found)
 
 
+def named(template: str, modality: str) -> Make:
+    """Makes cases whose name, by `template` from the groups of their images' pattern, is their patient's too."""
+
+    def make(key: Key, image: Path, label: Path) -> SourceCase:
+        name = template.format(*key)
+        return SourceCase(name, image, label, name, modality)
+
+    return make
+
+
 def paired(
     images: Mapping[Key, list[Path]],
     labels: Mapping[Key, list[Path]],
-    make: Callable[[Key, Path, Path], SourceCase],
+    make: Make,
     *,
     label_key: Callable[[Key], Key] = lambda key: key,
     unlabelled: str = "report",
@@ -57,7 +68,8 @@ def paired(
         unlabelled: 'report' tells of images without annotation, 'skip' leaves them out, where the set has such.
 
     Returns:
-        Cases sorted by id, and a sentence for every image or annotation without a single partner.
+        Cases sorted by id, and a sentence for every image or annotation without a single partner (one, where several
+        images share them).
     """
     found = Cases()
     used = set()
@@ -79,4 +91,5 @@ def paired(
         if key not in used:
             found.problems.append(f"{masks[0]} has no image; add it, or move the annotation away.")
     found.cases.sort(key=lambda case: case.id)
+    found.problems = list(dict.fromkeys(found.problems))
     return found

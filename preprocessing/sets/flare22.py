@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaptmedseg.preprocessing.case import Cases, SourceCase
-from adaptmedseg.preprocessing.sets.finding import NIFTI, Key, grouped, paired
-from adaptmedseg.preprocessing.sets.model import DataSet, zenodo, zenodo_record
+from adaptmedseg.preprocessing.case import Cases
+from adaptmedseg.preprocessing.sets.finding import NIFTI, grouped, named, paired
+from adaptmedseg.preprocessing.sets.model import DataSet, numbered, zenodo, zenodo_record
 
 _ORGANS = """liver; right kidney; spleen; pancreas; aorta; inferior vena cava; right adrenal gland; left adrenal gland;
 gallbladder; esophagus; stomach; duodenum; left kidney"""
@@ -14,13 +14,8 @@ gallbladder; esophagus; stomach; duodenum; left kidney"""
 
 def find(root: Path, target: str) -> Cases:
     """Images end in a channel number, annotations do not."""
-
-    def make(key: Key, image: Path, label: Path) -> SourceCase:
-        name = f"FLARE22_Tr_{key[0]}"
-        return SourceCase(name, image, label, name, "CT")
-
     images = grouped(root, r"FLARE22_Tr_(\d+)_0000" + NIFTI)
-    return paired(images, grouped(root, r"FLARE22_Tr_(\d+)" + NIFTI), make)
+    return paired(images, grouped(root, r"FLARE22_Tr_(\d+)" + NIFTI), named("FLARE22_Tr_{}", "CT"))
 
 
 SET = DataSet(
@@ -29,7 +24,7 @@ SET = DataSet(
     page="https://zenodo.org/records/7860267",
     layout="FLARE22_Tr_NNNN_0000.nii.gz (image), FLARE22_Tr_NNNN.nii.gz (annotation)",
     find=find,
-    labels={value: " ".join(name.split()) for value, name in enumerate(_ORGANS.split(";"), start=1)},
+    labels=numbered(_ORGANS),
     needs=r"FLARE22_Tr_\d+(_0000)?\.nii",
     downloads=zenodo(7860267, "FLARE22Train.zip"),
     record=zenodo_record(7860267),

@@ -26,9 +26,7 @@ def find(root: Path, target: str) -> Cases:
 
     images = grouped(root, r"sub-strokecase(\d+)[^/]*_(dwi|adc|flair)" + NIFTI, skip=r"(^|/)derivatives/")
     labels = grouped(root, r"sub-strokecase(\d+)[^/]*_msk" + NIFTI)
-    found = paired(images, labels, make, label_key=lambda key: key[:1])
-    found.problems = list(dict.fromkeys(found.problems))
-    return found
+    return paired(images, labels, make, label_key=lambda key: key[:1])
 
 
 def read(case: SourceCase, scheme: LabelScheme) -> CaseData:

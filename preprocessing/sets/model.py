@@ -83,6 +83,11 @@ class DataSet:
         return self.licence or f"as stated by the publisher at {self.page}"
 
 
+def numbered(names: str) -> dict[int, str]:
+    """Label values from 1 for names that semicolons divide."""
+    return {value: " ".join(name.split()) for value, name in enumerate(names.split(";"), start=1)}
+
+
 def zenodo(record: int, *names: str) -> tuple[Download, ...]:
     """Files of a Zenodo record."""
     return tuple(Download(name, f"https://zenodo.org/records/{record}/files/{name}") for name in names)

@@ -28,7 +28,6 @@ def find(root: Path, target: str) -> Cases:
     images = grouped(folder, r"imagesTr/([^/]+?)" + NIFTI)
     by_channel = {(stem, contrast): files for (stem,), files in images.items() for contrast in numbers}
     found = paired(by_channel, grouped(folder, r"labelsTr/([^/]+?)" + NIFTI), make, label_key=lambda key: key[:1])
-    found.problems = list(dict.fromkeys(found.problems))
     found.labels = described.get("labels")
     found.licence = stated_licence(described)
     return found

@@ -38,7 +38,6 @@ def find(root: Path, target: str) -> Cases:
     by_channel = {(patient, contrast): files for (patient,), files in images.items() for contrast in _CHANNELS}
     labels = grouped(root, r"labelsTr/(prostate_\d+)" + NIFTI)
     found = paired(by_channel, labels, make, label_key=lambda key: key[:1])
-    found.problems = list(dict.fromkeys(found.problems))
     found.labels = description.get("labels")
     found.licence = stated_licence(description)
     return found

@@ -33,7 +33,6 @@ def find(root: Path, target: str) -> Cases:
     images = grouped(folder, rf"imagesTr/([^/]+)_(\d{{4}}){_VOLUME}")
     labels = grouped(folder, rf"labelsTr/([^/]+?){_VOLUME}")
     found = paired(images, labels, make, label_key=lambda key: key[:1])
-    found.problems = list(dict.fromkeys(found.problems))
     stated = described.get("labels")
     found.labels = {name: value for name, value in (stated or {}).items() if name.lower() != "ignore"}
     found.licence = stated_licence(described)

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaptmedseg.preprocessing.case import Cases, SourceCase
-from adaptmedseg.preprocessing.sets.finding import Key, grouped, paired
+from adaptmedseg.preprocessing.case import Cases
+from adaptmedseg.preprocessing.sets.finding import grouped, named, paired
 from adaptmedseg.preprocessing.sets.model import DataSet, zenodo, zenodo_record
 
 
 def find(root: Path, target: str) -> Cases:
     """The training cases. Test cases repeat their numbers without annotation and are passed over."""
-
-    def make(key: Key, image: Path, label: Path) -> SourceCase:
-        name = f"Case{key[0]}"
-        return SourceCase(name, image, label, name, "T2 MRI")
-
     test = r"(^|/)(live ?challenge_?)?test_?data"
     images = grouped(root, r"Case(\d+)\.(?:mhd|mha)", skip=test)
     labels = grouped(root, r"Case(\d+)_segmentation\.(?:mhd|mha)", skip=test)
-    return paired(images, labels, make)
+    return paired(images, labels, named("Case{}", "T2 MRI"))
 
 
 SET = DataSet(

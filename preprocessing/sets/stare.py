@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from adaptmedseg.preprocessing.case import CaseData, Cases, SourceCase
 from adaptmedseg.preprocessing.reading import stack_case
-from adaptmedseg.preprocessing.sets.finding import Key, grouped, paired
+from adaptmedseg.preprocessing.sets.finding import grouped, named, paired
 from adaptmedseg.preprocessing.sets.model import DataSet, Download
 
 from adaptmedseg.data.labels import LabelScheme
@@ -25,13 +25,9 @@ _LARGEST = 1 << 28
 
 def find(root: Path, target: str) -> Cases:
     """The photographs that the annotator `target` (ah or vk) drew; the others of the archive are passed over."""
-
-    def make(key: Key, image: Path, label: Path) -> SourceCase:
-        name = f"im{key[0]}"
-        return SourceCase(name, image, label, name, "fundus photograph")
-
     images = grouped(root, r"im(\d+)" + _PPM)
-    return paired(images, grouped(root, rf"im(\d+)\.{target}" + _PPM), make, unlabelled="skip")
+    labels = grouped(root, rf"im(\d+)\.{target}" + _PPM)
+    return paired(images, labels, named("im{}", "fundus photograph"), unlabelled="skip")
 
 
 def read(case: SourceCase, scheme: LabelScheme) -> CaseData:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adaptmedseg.preprocessing.case import Cases, SourceCase
-from adaptmedseg.preprocessing.sets.finding import NIFTI, Key, grouped, paired
-from adaptmedseg.preprocessing.sets.model import DataSet
+from adaptmedseg.preprocessing.case import Cases
+from adaptmedseg.preprocessing.sets.finding import NIFTI, grouped, named, paired
+from adaptmedseg.preprocessing.sets.model import DataSet, numbered
 
 _ORGANS = """spleen; right kidney; left kidney; gallbladder; esophagus; liver; stomach; aorta; inferior vena cava;
 portal vein and splenic vein; pancreas; right adrenal gland; left adrenal gland"""
@@ -14,14 +14,9 @@ portal vein and splenic vein; pancreas; right adrenal gland; left adrenal gland"
 
 def find(root: Path, target: str) -> Cases:
     """The training cases; test images have no annotation and are passed over."""
-
-    def make(key: Key, image: Path, label: Path) -> SourceCase:
-        name = f"img{key[0]}"
-        return SourceCase(name, image, label, name, "CT")
-
     test = r"(^|/)(testing|imagesTs)/"
     images = grouped(root, r"img(\d+)" + NIFTI, skip=test)
-    return paired(images, grouped(root, r"label(\d+)" + NIFTI, skip=test), make)
+    return paired(images, grouped(root, r"label(\d+)" + NIFTI, skip=test), named("img{}", "CT"))
 
 
 SET = DataSet(
@@ -30,7 +25,7 @@ SET = DataSet(
     page="https://www.synapse.org/Synapse:syn3193805",
     layout="imgNNNN.nii.gz, labelNNNN.nii.gz",
     find=find,
-    labels={value: " ".join(name.split()) for value, name in enumerate(_ORGANS.split(";"), start=1)},
+    labels=numbered(_ORGANS),
     needs=r"(^|/)(img|label)\d+\.nii",
     login="registration with the publisher",
 )

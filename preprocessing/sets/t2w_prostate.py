@@ -8,7 +8,7 @@ import numpy as np
 import SimpleITK
 from adaptmedseg.preprocessing.case import CaseData, Cases, SourceCase
 from adaptmedseg.preprocessing.reading import stack_case
-from adaptmedseg.preprocessing.sets.finding import Key, grouped, paired
+from adaptmedseg.preprocessing.sets.finding import grouped, named, paired
 from adaptmedseg.preprocessing.sets.model import DataSet, zenodo_record
 
 from adaptmedseg.data.grid import guarded
@@ -20,14 +20,9 @@ _ZONES = ("peripheral zone", "transition zone")
 
 def find(root: Path, target: str) -> Cases:
     """One case a stack."""
-
-    def make(key: Key, image: Path, label: Path) -> SourceCase:
-        name = key[0].upper()
-        return SourceCase(name, image, label, name, "T2 MRI")
-
-    images = grouped(root, r"T2_IMAGES/(P_\d+)\.tiff?")
-    labels = grouped(root, r"LABELS/(P_\d+)_SEG\.tiff?")
-    return paired(images, labels, make)
+    images = grouped(root, r"T2_IMAGES/P_(\d+)\.tiff?")
+    labels = grouped(root, r"LABELS/P_(\d+)_SEG\.tiff?")
+    return paired(images, labels, named("P_{}", "T2 MRI"))
 
 
 def read(case: SourceCase, scheme: LabelScheme) -> CaseData:

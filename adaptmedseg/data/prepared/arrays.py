@@ -1,7 +1,6 @@
-"""The two array files of a prepared case: how they are written, and how a part of one is read.
+"""The two array files of a prepared case: how intensities become numbers to store, and how files are opened.
 
-Intensities lie in a plain .npy file, so that a crop of it is a crop of a memory map. Labels are compressed in small
-blocks by Blosc2, for they are nearly empty and would cost half as much again.
+Both are plain .npy files, so that a crop is a crop of a memory map.
 """
 
 from __future__ import annotations
@@ -10,22 +9,16 @@ import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-import blosc2
 import numpy as np
 
 from adaptmedseg.errors import UserError
 
-IMAGE, LABELS = "image.npy", "labels.b2nd"
+IMAGE, MASKS = "image.npy", "masks.npy"
+Size = tuple[int, int, int]
 Slices = tuple[slice, slice, slice]
-WHOLE: Slices = (slice(None), slice(None), slice(None))
 FINEST = 2000  # steps that SegVol's clip range is divided into at least, where 16 bits replace float32
-_CHUNK, _BLOCK = (32, 128, 128), (16, 32, 32)
-_OPEN_FILES = 256
-# The names of a Blosc2 file's parts, in its header. Beside arrays such files can hold expressions and functions, which
-# some releases of Blosc2 run when they open them: a file with anything but an array is not given to it.
-_PLAIN, _ARRAY_ALONE = slice(91, 99), b"\xde\x00\x01\xa4b2nd"
+_OPEN_FILES = 512
 
 
 @dataclass(frozen=True)
@@ -68,55 +61,33 @@ def encode_intensities(image: np.ndarray, clip_range: float) -> tuple[np.ndarray
     return np.rint((image.astype(np.float64) - low) / step).astype(np.uint16), Scale(step, low)
 
 
-def write_labels(path: Path, bits: np.ndarray) -> None:
-    """Write bit masks (d, h, w); the same masks give the same bytes."""
-    blosc2.asarray(
-        bits,
-        urlpath=str(path),
-        mode="w",
-        chunks=tuple(min(size, n) for size, n in zip(_CHUNK, bits.shape, strict=True)),
-        blocks=tuple(min(size, n) for size, n in zip(_BLOCK, bits.shape, strict=True)),
-        cparams={"codec": blosc2.Codec.LZ4, "clevel": 1, "filters": [blosc2.Filter.SHUFFLE], "nthreads": 1},
-    )
-
-
-def open_image(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """Stored intensities as a read-only memory map. UserError where the file is damaged or of another shape."""
-    return _opened(path, shape, _map_image)
-
-
-def read_labels(path: Path, shape: tuple[int, int, int], slices: Slices = WHOLE) -> np.ndarray:
-    """A part of the bit masks. UserError where the file is damaged or of another shape."""
-    opened = _opened(path, shape, _map_labels)
-    try:
-        return opened[slices]
-    except RuntimeError as error:
-        raise UserError(f"{path} is damaged ({error}); run prepare again.") from error
-
-
-def _opened(path: Path, shape: tuple[int, int, int], opener: Any) -> Any:
-    try:
-        state = path.stat()
-        array = opener(str(path), state.st_mtime_ns, state.st_size, os.getpid())
-    except (OSError, ValueError, EOFError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged ({error}); run prepare again.") from error
+def open_image(path: Path, shape: Size) -> np.ndarray:
+    """Stored intensities (d, h, w), mapped and read-only. UserError where the file is damaged or of another shape."""
+    array = _opened(path)
     if array.shape != shape:
         raise UserError(f"{path} has shape {array.shape} where the manifest says {shape}; run prepare again.")
     return array
 
 
+def open_masks(path: Path) -> np.ndarray:
+    """Stored bytes of all masks, mapped and read-only. UserError where the file is damaged or holds something else."""
+    array = _opened(path)
+    if array.ndim != 1 or array.dtype != np.uint8:
+        raise UserError(f"{path} holds no masks but {array.dtype} of shape {array.shape}; run prepare again.")
+    return array
+
+
+def _opened(path: Path) -> np.ndarray:
+    try:
+        state = path.stat()
+        return _map(str(path), state.st_mtime_ns, state.st_size, os.getpid())
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({error}); run prepare again.") from error
+
+
 # Opening costs as much as a crop, so that files stay open. Time and size are arguments so that a file which was written
 # anew is opened anew; the process, because a worker must not share what its parent opened.
-
-
 @lru_cache(maxsize=_OPEN_FILES)
-def _map_image(path: str, changed: int, size: int, process: int) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
-
-
-@lru_cache(maxsize=_OPEN_FILES)
-def _map_labels(path: str, changed: int, size: int, process: int) -> Any:
-    with open(path, "rb") as file:
-        if file.read(_PLAIN.stop)[_PLAIN] != _ARRAY_ALONE:
-            raise ValueError("it holds something else than a plain array")
-    return blosc2.open(path, mode="r", mmap_mode="r", dparams={"nthreads": 1})
+def _map(path: str, changed: int, size: int, process: int) -> np.ndarray:
+    # As a plain array, for every slice of numpy's own class for maps costs microseconds.
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))

@@ -19,7 +19,8 @@ class PreparedDataset:
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
-        self._cases = [case_of(entry, folder, tuple(manifest["structures"])) for entry in manifest["cases"]]
+        structures = tuple(manifest["structures"])
+        self._cases = [case_of(entry, folder, structures, manifest.get("folds")) for entry in manifest["cases"]]
 
     @classmethod
     def open(cls, path: str | Path) -> PreparedDataset:

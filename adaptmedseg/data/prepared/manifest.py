@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -15,10 +15,11 @@ from adaptmedseg.data.intensity import IntensityStatistics
 from adaptmedseg.data.normalise import Crop
 from adaptmedseg.data.prepared.arrays import Scale
 from adaptmedseg.data.prepared.case import PreparedCase
+from adaptmedseg.data.prepared.masks import Place
 from adaptmedseg.errors import UserError
 
 FORMAT = "adaptmedseg-prepared"
-VERSION = 2
+VERSION = 3
 MANIFEST = "manifest.json"
 Split = Literal["train", "val", "test"]
 
@@ -52,10 +53,23 @@ def is_prepared(folder: Path) -> bool:
         return False
 
 
-def case_of(entry: dict[str, Any], folder: Path, structures: tuple[str, ...]) -> PreparedCase:
-    """A case from its entry. KeyError, TypeError, ValueError or IndexError where the entry is damaged."""
-    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", entry["id"]):
-        raise UserError(f"{folder / MANIFEST} holds the unsafe case id {entry['id']!r}; run prepare again.")
+def case_of(entry: dict[str, Any], folder: Path, structures: tuple[str, ...], folds: int | None = None) -> PreparedCase:
+    """A case from its entry in the manifest of a set with so many `folds`.
+
+    Raises:
+        UserError: the id is unsafe, or the split or fold is none.
+        KeyError, TypeError, ValueError, IndexError: the entry is damaged.
+    """
+    path, identity = folder / MANIFEST, entry["id"]
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", identity):
+        raise UserError(f"{path} holds the unsafe case id {identity!r}; run prepare again.")
+    if entry["split"] not in get_args(Split):
+        choices = ", ".join(get_args(Split))
+        raise UserError(f"{path} gives {identity} the split {entry['split']!r}; write one of {choices}.")
+    fold = entry["fold"]
+    if fold is not None and (not isinstance(fold, int) or isinstance(fold, bool) or not 0 <= fold < (folds or 0)):
+        there = f"one of 0 to {folds - 1}" if folds else "null, as the set has no folds"
+        raise UserError(f"{path} gives {identity} the fold {fold!r}; write {there}.")
     intensity = entry["intensity"]
     return PreparedCase(
         id=entry["id"],
@@ -75,6 +89,7 @@ def case_of(entry: dict[str, Any], folder: Path, structures: tuple[str, ...]) ->
         fold=entry["fold"],
         folder=folder / "cases" / entry["id"],
         structures=structures,
+        places={name: Place.from_json(place) for name, place in entry["masks"].items()},
         sources=entry["sources"],
         files={name: dict(facts) for name, facts in entry["files"].items()},
         spacing_stated=bool(entry.get("spacing_stated", True)),

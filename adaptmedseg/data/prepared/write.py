@@ -12,9 +12,10 @@ import numpy as np
 from adaptmedseg.data.files import file_sha256, write_atomic
 from adaptmedseg.data.intensity import intensity_statistics
 from adaptmedseg.data.normalise import SEGVOL, crop_slices, foreground_of
-from adaptmedseg.data.prepared.arrays import IMAGE, LABELS, encode_intensities, write_labels
+from adaptmedseg.data.prepared.arrays import IMAGE, MASKS, encode_intensities
 from adaptmedseg.data.prepared.dataset import PreparedDataset
 from adaptmedseg.data.prepared.manifest import FORMAT, MANIFEST, VERSION, read_manifest
+from adaptmedseg.data.prepared.masks import pack_masks
 from adaptmedseg.data.staging import staged
 from adaptmedseg.data.volume import Volume
 
@@ -37,31 +38,25 @@ def write_case(folder: Path, image: Volume, bits: np.ndarray, structures: Sequen
     """
     stats, crop = foreground_of(image, intensity_statistics)
     slices = crop_slices(crop)
-    cropped = np.ascontiguousarray(bits[slices])
     low, high = SEGVOL.curve(stats).x
     stored, scale = encode_intensities(image.data[slices], high - low)
+    packed, places, voxels = pack_masks(bits[slices], structures)
     folder.mkdir(parents=True)
     np.save(folder / IMAGE, np.ascontiguousarray(stored))
-    write_labels(folder / LABELS, cropped)
+    np.save(folder / MASKS, packed)
     files = {
-        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-        for name in (IMAGE, LABELS)
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in (IMAGE, MASKS)
     }
     return {
         "grid": {"shape": list(image.grid.shape), "affine": image.grid.affine.tolist()},
         "spacing": list(image.spacing),
         "crop": [list(pair) for pair in crop],
-        "shape": list(cropped.shape),
+        "shape": list(stored.shape),
         "intensity": {"slope": scale.slope, "intercept": scale.intercept, "statistics": stats.to_json()},
-        "voxels_in_crop": _voxels(cropped, structures),
+        "voxels_in_crop": voxels,
+        "masks": {name: place.to_json() for name, place in places.items()},
         "files": files,
     }
-
-
-def _voxels(bits: np.ndarray, structures: Sequence[str]) -> dict[str, int]:
-    """Voxels of every structure, from how often every combination of bits occurs."""
-    values, counts = np.unique(bits, return_counts=True)
-    return {name: int(counts[values & values.dtype.type(1 << i) != 0].sum()) for i, name in enumerate(structures)}
 
 
 def write_prepared(
