@@ -76,9 +76,9 @@ def test_windows_show_the_scans_own_voxels(prepared: PreparedDataset) -> None:
     whole, rng = case.image(), np.random.default_rng(0)
     for name in ("left kidney", "right kidney"):
         for _ in range(10):
-            image, labels = view.windows.draw(name, rng)
-            assert tuple(image.shape) == labels.shape == SIZE
-            assert ((labels >> case.structures.index(name)) & 1).any()
+            image, masks = view.windows.draw(name, rng)
+            assert tuple(image.shape) == masks.shape[1:] == SIZE
+            assert masks[view.windows.structures.index(name)].any()
             assert np.isin(image.numpy(), np.append(whole, 0)).all()
 
 
@@ -86,9 +86,9 @@ def test_a_window_larger_than_the_crop_is_padded_on_both_sides(prepared: Prepare
     training = config(prepared, zoom_in=1.0)
     view = load_training_set(training, (12, 40, 40), "smooth").views[0]
     assert view.windows is not None
-    image, labels = view.windows.draw("left kidney", np.random.default_rng(0))
+    image, masks = view.windows.draw("left kidney", np.random.default_rng(0))
     case = view.windows.case
-    assert int((labels & 1 > 0).sum()) == case.voxels_in_crop["left kidney"]
+    assert int(masks[view.windows.structures.index("left kidney")].sum()) == case.voxels_in_crop["left kidney"]
     filled = np.argwhere(image.numpy() > 0)
     margins = np.stack([filled.min(0), np.array(image.shape) - 1 - filled.max(0)])
     assert (np.abs(margins[0] - margins[1]) <= 1 + np.array([1, 1, 1])).all()
