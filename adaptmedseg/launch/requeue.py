@@ -63,7 +63,7 @@ def judge(starts: list[Start], asked: bool, requeues: int, most: int) -> Verdict
         )
     if requeues >= most:
         return Verdict(False, STOPPED_EXIT, f"was put back {requeues} times, the most allowed; submit again to go on")
-    return Verdict(True, STOPPED_EXIT, f"stopped at step {last.after}; back into the queue")
+    return Verdict(True, STOPPED_EXIT, f"stopped at step {last.after}; asking Slurm to put the job back")
 
 
 def read_starts(path: Path, requeues: int) -> list[Start]:

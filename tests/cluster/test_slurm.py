@@ -103,7 +103,7 @@ def test_stopped_three_times_it_learns_what_it_would_have(cluster: Cluster, chai
     for tenths in (1, 2):
         wait_for_log(out, r"training \w+: \d+%", 2 * tenths)
         cluster.call("scancel", "--batch", "--signal=USR1", job)
-        wait_for_log(out, "back into the queue", tenths)
+        wait_for_log(out, "asking Slurm to put the job back", tenths)
     wait_for_log(out, r"training \w+: \d+%", 6)
     urgent = cluster.submit("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")
     assert cluster.wait(urgent, SECONDS) == ["COMPLETED"]
