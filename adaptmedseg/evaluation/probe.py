@@ -123,7 +123,7 @@ def probe(
     scores: list[ProbeScore] = []
     for done, (dataset, case) in enumerate(cases, 1):
         rule = loaded.normalisation_of(case.modality)
-        scores += probe_case(segmenter, model, dataset, case, rule, zoom=loaded.zoom_in)
+        scores += probe_case(segmenter, model, dataset, case, rule, zoom=loaded.zooms(case.modality))
         if progress is not None:
             progress(done, len(cases))
     if not scores:

@@ -75,7 +75,7 @@ class CaseRunner:
     ):
         self.predictor, self.products, self.tell, self.free = predictor, products, tell, free
         self.modality = find_modality(modality)
-        self.zoom = predictor.loaded.zoom_in if zoom is None else zoom
+        self.zoom = predictor.loaded.zooms(self.modality.name) if zoom is None else zoom
         self.steps = ladder(predictor.device, predictor.settings, exact=predictor.exact)
         self.footprint = footprint(predictor.loaded)
 

@@ -175,7 +175,7 @@ class Predictor:
         prompts = automatic_prompts(self.loaded, self._modality) if prompts is None else prompts
         check_prompts(self.loaded, self._modality, prompts)
         asked = to_structure_prompts(prompts, volume.grid, self._crop, volume.path.name)
-        return self._answers(prompts, asked, self.loaded.zoom_in if zoom is None else zoom, progress)
+        return self._answers(prompts, asked, self.loaded.zooms(self._modality) if zoom is None else zoom, progress)
 
     def _answers(
         self, prompts: PromptSet, asked: Sequence[StructurePrompt], zoom: bool, progress: Progress | None
