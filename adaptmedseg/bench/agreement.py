@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from adaptmedseg.data.grid import Grid, Volume, canonical_volume
-from adaptmedseg.evaluation.metrics import dice
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.inference.settings import InferenceSettings
 from adaptmedseg.phantoms import REGIONS, generate_case

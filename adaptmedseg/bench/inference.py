@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from adaptmedseg.bench.process import in_own_process
 from adaptmedseg.bench.products import EncoderShare, encoder_share
 from adaptmedseg.data.maps import write_probabilities
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.data.volume import Grid
 from adaptmedseg.device import keep_freed_memory
-from adaptmedseg.evaluation.metrics import dice
 from adaptmedseg.inference.loading import LoadedModel
 from adaptmedseg.inference.machine import PROC, AnonymousPeak, peak_rss
 from adaptmedseg.inference.precision import hold_products_in_bf16

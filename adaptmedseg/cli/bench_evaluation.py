@@ -1,5 +1,6 @@
-"""`adaptmedseg bench metrics`: what measuring costs."""
+"""`adaptmedseg bench metrics` and `confidence`: what measuring costs, and how well confidence ranks masks."""
 
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -7,7 +8,12 @@ import typer
 
 from adaptmedseg.bench.metrics import MetricsCost, compare_metrics
 from adaptmedseg.cli.bench import app, parse_shape
-from adaptmedseg.cli.common import console
+from adaptmedseg.cli.calibrate import judge_sets, ranking_report
+from adaptmedseg.cli.common import Device, Seed, console, named_pairs
+from adaptmedseg.device import pick_device
+from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation.confidence import Judged
+from adaptmedseg.inference.loading import load_model
 
 
 @app.command()
@@ -38,3 +44,34 @@ def metrics_report(found: MetricsCost) -> list[str]:
         f"{found.cpu_ratio:.1f} times less",
         f"largest differences: {differences}",
     ]
+
+
+@app.command()
+def confidence(
+    model: Annotated[list[str], typer.Option(help="FOLD=MODEL, repeated; or test=MODEL or val=MODEL for a split.")],
+    data: Annotated[list[Path], typer.Option(help="Prepared data set(s).")],
+    structures: Annotated[str | None, typer.Option(help="Names separated by commas; all by default.")] = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Hold confidence against true Dice on unseen cases: rank correlation, and estimates calibrated on other folds.
+
+    \b
+    Examples:
+      adaptmedseg bench confidence --model 0=runs/real/adapted0 --model 1=runs/real/adapted1 --data runs/real/promise12
+      adaptmedseg bench confidence --model test=runs/my_mri --data prepared/my_mri
+    """
+    judged: list[Judged] = []
+    for name, path in named_pairs(model, "--model").items():
+        if not name.isdigit() and name not in ("test", "val"):
+            raise UserError(f"--model {name}={path}: write FOLD=MODEL, test=MODEL or val=MODEL")
+        fold = int(name) if name.isdigit() else None
+        split = "test" if fold is not None else name
+        judged += judge_sets(load_model(path), name, data, split, fold, structures, str(pick_device(device)))
+    for one in judged:
+        print(
+            f"{one.group}  {one.case}  {one.structure}  Dice {one.dice:.3f}  agreement {one.evidence.agreement:.3f}  "
+            f"sharpness {one.evidence.sharpness:.3f}"
+        )
+    for line in ranking_report(judged, seed):
+        print(line)

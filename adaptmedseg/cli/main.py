@@ -54,6 +54,7 @@ def _register() -> None:
     from adaptmedseg.cli import (
         adapters,
         bench_evaluation,
+        calibrate,
         check,
         compare,
         demo,
@@ -79,6 +80,7 @@ def _register() -> None:
         train.train,
         submit.submit,
         evaluate.evaluate,
+        calibrate.calibrate,
         predict.predict,
         evaluate.report,
         compare.compare,

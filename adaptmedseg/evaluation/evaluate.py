@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from adaptmedseg.data.normalise import SEGVOL, Normalisation
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.data.prepared import PreparedCase
-from adaptmedseg.evaluation.metrics import MeasureSettings, dice, measure
+from adaptmedseg.evaluation.metrics import MeasureSettings, measure
 from adaptmedseg.evaluation.questions import Answered, ByName, FixedOutput, Question
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.inference.asking import task_tokens

@@ -16,35 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from adaptmedseg.data.normalise import bounding_box, crop_slices
+from adaptmedseg.data.overlap import Mask, Overlap, checked_masks, overlap_of
 from adaptmedseg.evaluation.lesions import LesionCounts, count_lesions
 from adaptmedseg.evaluation.surfaces import Elements, Spacing, SurfaceDistances, surface_distances
 
-Mask = npt.NDArray[np.generic]
 TOLERANCE_MM = 2.0
-
-
-@dataclass(frozen=True)
-class Overlap:
-    """Voxel counts of a prediction, the truth and what they share; truth that a crop cut off counts as missed."""
-
-    predicted: int
-    true: int
-    shared: int
-
-    @property
-    def dice(self) -> float | None:
-        """2 |P ∩ T| / (|P| + |T|) (Dice, Ecology 26, 1945); None where both are empty."""
-        total = self.predicted + self.true
-        return 2 * self.shared / total if total else None
-
-    @property
-    def jaccard(self) -> float | None:
-        """|P ∩ T| / |P ∪ T| (Jaccard 1912); None where both are empty."""
-        union = self.predicted + self.true - self.shared
-        return self.shared / union if union else None
 
 
 @dataclass(frozen=True)
@@ -103,41 +81,6 @@ class MaskMeasures:
         }
 
 
-def _checked(prediction: Mask, truth: Mask) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    predicted, true = _binary(prediction, "prediction"), _binary(truth, "truth")
-    if predicted.shape != true.shape:
-        raise ValueError(f"prediction and truth differ in shape: {predicted.shape} and {true.shape}")
-    return predicted, true
-
-
-def _binary(mask: Mask, name: str) -> npt.NDArray[np.bool_]:
-    """`mask` as booleans; a label map with values above 1 is refused rather than merged into one structure."""
-    array = np.asarray(mask)
-    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
-        raise ValueError(f"{name}: a mask holds 0 and 1 only, but this one has values {np.unique(array)[:5].tolist()}")
-    return array.astype(bool, copy=False)
-
-
-def _overlap(predicted: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_], lost_truth_voxels: int) -> Overlap:
-    if lost_truth_voxels < 0:
-        raise ValueError(f"lost_truth_voxels: a count can't be negative, got {lost_truth_voxels}")
-    counts = [int(np.count_nonzero(mask)) for mask in (predicted, true, predicted & true)]
-    return Overlap(counts[0], counts[1] + lost_truth_voxels, counts[2])
-
-
-def dice(prediction: Mask, truth: Mask, lost_truth_voxels: int = 0) -> float | None:
-    """Dice coefficient of two masks of one shape.
-
-    `lost_truth_voxels` counts truth voxels outside the arrays given (those that a crop cut off): the prediction
-    can't hold them, so they count as false negatives.
-
-    Empty truth: `None` (not scored) when the prediction is empty too, 0.0 when it isn't.
-
-    Raises ValueError for different shapes, for values other than 0 and 1, and for a negative count.
-    """
-    return _overlap(*_checked(prediction, truth), lost_truth_voxels).dice
-
-
 def measure(
     prediction: Mask,
     truth: Mask,
@@ -151,7 +94,7 @@ def measure(
     volume alone. Without `spacing_mm` (unknown voxel size) nothing is measured in mm, and volumes count voxels of
     1 mm³. Raises ValueError as `dice` does.
     """
-    predicted, true = _checked(prediction, truth)
+    predicted, true = checked_masks(prediction, truth)
     either = predicted | true
     if either.any():
         inside = crop_slices(bounding_box(either))
@@ -163,5 +106,5 @@ def measure(
     if spacing_mm is not None and predicted.any() and true.any():
         surface = surface_distances(predicted, true, spacing_mm, settings.elements)
     voxel_ml = float(np.prod(spacing_mm or (1.0, 1.0, 1.0))) / 1000
-    overlap = _overlap(predicted, true, lost_truth_voxels)
+    overlap = overlap_of(predicted, true, lost_truth_voxels)
     return MaskMeasures(overlap, surface, count_lesions(predicted, true), voxel_ml, settings, spacing_mm is not None)

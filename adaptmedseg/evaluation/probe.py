@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from adaptmedseg.data.normalise import Normalisation
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.data.prepared import PreparedCase
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.bootstrap import bootstrap_interval
-from adaptmedseg.evaluation.metrics import dice
 from adaptmedseg.inference.loading import LoadedModel, check_unseen
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.models.adapted import AdaptedSegVol
