@@ -11,7 +11,8 @@ from adaptmedseg.cli.common import Device, Seed, bar
 from adaptmedseg.cli.evaluate import wanted_structures
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.confidence import Judged, calibrated_apart, judge, rank_correlation
+from adaptmedseg.evaluation.confidence import Judged, calibrated_apart, judge
+from adaptmedseg.evaluation.correlation import rank_correlation
 from adaptmedseg.evaluation.study import StudyMethod, check_study, study_data, study_structures
 from adaptmedseg.evaluation.wording import change, change_interval, count
 from adaptmedseg.inference.calibration import calibration_path, fit_calibration, write_calibration
