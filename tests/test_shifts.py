@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from adaptmedseg.preprocessing.folder import prepare_folder
 from small_cases import MODALITY, call, small_folder
 
 from adaptmedseg.checkpoints.store import save_base
@@ -80,9 +81,7 @@ def test_the_strongest_contrast_is_the_negative() -> None:
     clean, negative = scene(), applied(BY_NAME["contrast inversion"], -1.0)
     foreground = clean.image > 0
     mean = clean.image[foreground].mean()
-    np.testing.assert_allclose(
-        negative.image[foreground], np.clip(2 * mean - clean.image[foreground], 0, 1), atol=1e-5
-    )
+    np.testing.assert_allclose(negative.image[foreground], np.clip(2 * mean - clean.image[foreground], 0, 1), atol=1e-5)
     assert not negative.image[~foreground].any()
 
 
@@ -144,9 +143,10 @@ def test_covariates_are_of_the_clean_images() -> None:
 def test_shifts_from_the_command_line(tiny_base: SegVol, tmp_path: Path) -> None:
     data, out, base = tmp_path / "prepared", tmp_path / "shifts", tmp_path / "base.safetensors"
     save_base(base, tiny_base, {"name": "tiny"})
-    made = call("prepare", small_folder(tmp_path / "source", 3), "--out", data, "--name", "mri", "--modality", MODALITY,
-                "--label", "1=left kidney", "--label", "2=bladder", "--test-fraction", "1", "--val-fraction", "0")  # fmt: skip
-    assert made.code == 0, made.err
+    prepare_folder(
+        small_folder(tmp_path / "source", 3), data, name="mri", modality=MODALITY,
+        labels={1: "left kidney", 2: "bladder"}, test_fraction=1.0, val_fraction=0.0,
+    )  # fmt: skip
     asked = ["shifts", "--model", f"base={base}", "--data", data, "--device", "cpu", "--out"]
     done = call(*asked, out, "--only", "gamma,flip left to right,rotation")
     assert done.code == 0, done.err

@@ -1,7 +1,8 @@
 """Scores of a model on prepared cases, on the scanner's own voxels."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from adaptmedseg.data.prepared import PreparedCase
 from adaptmedseg.evaluation.metrics import MeasureSettings, measure
 from adaptmedseg.evaluation.questions import Answered, ByName, FixedOutput, Question
 from adaptmedseg.evaluation.records import Record
-from adaptmedseg.inference.asking import task_tokens
+from adaptmedseg.inference.asking import uses_token
 from adaptmedseg.inference.loading import LoadedModel
-from adaptmedseg.inference.prompt_origin import with_task_token
+from adaptmedseg.inference.prompt_origin import JOIN, TEXT, with_task_token
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.models.unet import ReferenceUNet
 
@@ -31,18 +32,18 @@ def never(modality: str) -> bool:
     return False
 
 
-def no_tokens(modality: str) -> Collection[str]:
-    """No task tokens, whatever the modality."""
-    return ()
+def no_token(modality: str, structure: str, named: bool) -> bool:
+    """The model has no tokens."""
+    return False
 
 
 @dataclass(frozen=True)
 class Asked:
     """Who is asked, and how: `method` names the model in tables, `questions` are how structures are prompted.
 
-    Of a modality `normalisation_of` gives the way of normalising, `zooms` whether to take a second look by windows at
-    full resolution, and `tokens_of` the structures that the model has tokens for. Without `measures` Dice and volumes
-    are all that is measured.
+    Of a modality `normalisation_of` gives the way of normalising, and `zooms` whether to take a second look by windows
+    at full resolution; `uses_token` tells whether the model's own token for a structure has a say, by name or without.
+    Without `measures` Dice and volumes are all that is measured.
     """
 
     method: str
@@ -50,7 +51,7 @@ class Asked:
     questions: Sequence[Question] = (ByName(),)
     normalisation_of: Callable[[str], Normalisation] = segvol_for_all
     zooms: Callable[[str], bool] = never
-    tokens_of: Callable[[str], Collection[str]] = no_tokens
+    uses_token: Callable[[str, str, bool], bool] = no_token
     measures: MeasureSettings | None = None
 
 
@@ -70,7 +71,7 @@ def asked_of(
         (FixedOutput(),) if isinstance(loaded.model, ReferenceUNet) else questions,
         loaded.normalisation_of,
         loaded.zooms if zoom is None else lambda modality: zoom,
-        lambda modality: task_tokens(loaded, modality),
+        partial(uses_token, loaded),
         measures,
     )
 
@@ -86,20 +87,20 @@ def evaluate_case(
     if not names:
         return []
     segmenter.set_crop(case.image(asked.normalisation_of(case.modality)), case.modality)
-    zoom, tokens = asked.zooms(case.modality), asked.tokens_of(case.modality)
+    zoom = asked.zooms(case.modality)
     records = []
     for question in asked.questions:
         for answered in question.ask(segmenter, case, names, zoom):
-            record = _record(case, answered, asked, tokens, zoom)
+            record = _record(case, answered, asked, zoom)
             records.append(record)
             if on_mask is not None:
                 on_mask(case, answered.structure, answered.mask, record)
     return records
 
 
-def _record(case: PreparedCase, answered: Answered, asked: Asked, tokens: Collection[str], zoom: bool) -> Record:
+def _record(case: PreparedCase, answered: Answered, asked: Asked, zoom: bool) -> Record:
     name, mask, origin = answered.structure, answered.mask, answered.origin
-    if name in tokens:
+    if asked.uses_token(case.modality, name, TEXT in origin.split(JOIN)):
         origin = with_task_token(origin)
     lost = case.voxels[name] - case.voxels_in_crop[name]
     truth = case.mask(name)

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 TEXT, TASK_TOKEN, NONE = "text", "task token", "none"
 USER_BOX, USER_POINTS = "user box", "user points"
 ORACLE_BOX = "oracle box"
-_JOIN = " + "
+JOIN = " + "
 _KNOWN = re.compile(
     rf"{TEXT}|{TASK_TOKEN}|{NONE}|{USER_BOX}|{USER_POINTS}|"
     rf"{ORACLE_BOX}( ± [0-9]+ voxels?)?|[0-9]+ oracle (point|click)s?"
@@ -43,18 +43,18 @@ def _count(number: int, noun: str) -> str:
 
 def joined(parts: Iterable[str]) -> str:
     """An origin from its parts; with none of them `none`."""
-    return _JOIN.join(parts) or NONE
+    return JOIN.join(parts) or NONE
 
 
 def with_task_token(origin: str) -> str:
     """The same question to a model that has a token for the structure."""
     before, name, after = origin.partition(TEXT)
-    return f"{TEXT}{_JOIN}{TASK_TOKEN}{after}" if name and not before else joined([TASK_TOKEN, origin])
+    return f"{TEXT}{JOIN}{TASK_TOKEN}{after}" if name and not before else joined([TASK_TOKEN, origin])
 
 
 def check_origin(origin: str) -> None:
     """Raise ValueError for what is no origin."""
-    if not all(_KNOWN.fullmatch(part) for part in origin.split(_JOIN)):
+    if not all(_KNOWN.fullmatch(part) for part in origin.split(JOIN)):
         raise ValueError(f"prompt_origin: {origin!r} is none that is known; see adaptmedseg.inference.prompt_origin")
 
 
@@ -69,4 +69,4 @@ def question_of(origin: str) -> str:
     Methods are compared where these are the same: a base that reads a name and an adapter that has a token for it were
     asked alike.
     """
-    return joined(part for part in origin.split(_JOIN) if part != TASK_TOKEN)
+    return joined(part for part in origin.split(JOIN) if part != TASK_TOKEN)
