@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "inference": {*FILES, "data", "training"},
     "evaluation": {*FILES, "data", "training", "inference"},
     "comparison": {*FILES, "data", "training", "inference", "evaluation"},
-    "bench": {*FILES, "data", "training", "inference", "preprocessing", "phantoms"},
+    "bench": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms"},
     "doctor": {*FILES, "data", "training", "inference", "evaluation"},
     "launch": {"data", "training"},
     "train": {"cli"},  # what a launcher of several processes runs

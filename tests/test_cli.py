@@ -157,7 +157,7 @@ def test_an_oracle_box_is_marked_as_one(place: Place, tmp_path: Path) -> None:
     succeed("evaluate", "--model", f"base={place / 'base.safetensors'}", "--data", place / "prepared",
             "--out", tmp_path / "eval", "--ask", "oracle box", "--device", "cpu")  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "eval" / "results.jsonl").read_text().splitlines()]
-    assert {line["prompt_origin"] for line in lines} == {"oracle box"}
+    assert {line["prompt_origin"] for line in lines} == {"text + oracle box"}
 
 
 def predict(place: Place, image: Path, out: Path, *more: str) -> Outcome:

@@ -17,16 +17,24 @@ from hypothesis import strategies as st
 from small_cases import save, small_folder, small_image, small_labels
 from torch.utils.data import DataLoader
 
+from adaptmedseg.checkpoints.store import save_base
 from adaptmedseg.data.normalise import Normalisation, fit_landmarks
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.errors import UserError
-from adaptmedseg.inference.loading import LoadedModel, recorded_normalisation, taught_normalisations
+from adaptmedseg.inference.loading import (
+    LoadedModel,
+    load_model,
+    recorded_normalisation,
+    taught_normalisations,
+    trained_on_windows,
+)
 from adaptmedseg.models.adapted import AdaptedSegVol, AdapterConfig
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.training.artefacts import apply_artefacts, build_artefacts
 from adaptmedseg.training.augment import augment, build_augmentation
 from adaptmedseg.training.choice import Choice
 from adaptmedseg.training.config import AugmentConfig, BalanceConfig, DataConfig, PromptConfig, TrainConfig
+from adaptmedseg.training.run import run_training
 from adaptmedseg.training.sampling import Batch, BatchStream
 from adaptmedseg.training.training_set import drawn_patients, fitted, load_training_set, training_cases
 from adaptmedseg.training.views import CachedView, LazyView
@@ -292,3 +300,36 @@ def test_prediction_sees_what_training_saw(tmp_path: Path, tiny_base: SegVol) ->
     predictor.set_image(scan, "T2 MRI")
     np.testing.assert_allclose(seen[0], case.image(rule), atol=1e-6)
     assert not np.allclose(seen[0], case.image(), atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("card", "windows"),
+    [
+        ({}, False),
+        ({"training": {"zoom_in": 0.0}}, False),
+        ({"training": {"zoom_in": 0.5}}, True),
+        ({"training": {"zoom_in": 0.0}, "started_from": {"training": {"zoom_in": 1.0}}}, True),
+        ({"training": {"grown_from": {"name": "x", "training": {"zoom_in": 0.5}}, "zoom_in": 0.0}}, True),
+        ({"training": {"grown_from": {"name": "x", "training": {}}}, "started_from": {"training": None}}, False),
+    ],
+)
+def test_what_was_trained_on_windows_is_asked_by_windows(
+    tiny_base: SegVol, tmp_path: Path, card: dict[str, object], windows: bool
+) -> None:
+    assert trained_on_windows(card) == windows
+    save_base(tmp_path / "base.safetensors", tiny_base, {"name": "tiny", **card})
+    loaded = load_model(str(tmp_path / "base.safetensors"))
+    assert (loaded.zoom_in, loaded.zooms("CT")) == (windows, windows)
+
+
+def test_an_adapter_records_its_windows_and_its_gate_keeps_the_bases_way(
+    prepared: PreparedDataset, tiny_base: SegVol, tmp_path: Path
+) -> None:
+    base = tmp_path / "base.safetensors"
+    save_base(base, tiny_base, {"name": "tiny"})
+    given = config(prepared, zoom_in=0.5)
+    given = given.model_copy(update={"base": str(base), "adapter": AdapterConfig(gate_by_modality=True)})
+    run_training(given, tmp_path / "run", torch.device("cpu"))
+    loaded = load_model(str(tmp_path / "run"))
+    assert loaded.zooms("T2 MRI")
+    assert not loaded.zooms("CT")

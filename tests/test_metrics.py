@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.evaluation.bootstrap import bootstrap_interval
-from adaptmedseg.evaluation.metrics import dice
 
 
 def mask(*voxels: tuple[int, int, int]) -> np.ndarray:

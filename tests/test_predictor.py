@@ -322,7 +322,7 @@ def test_a_unet_is_asked_by_name_alone(tmp_path: Path) -> None:
     loaded = LoadedModel(unet, (8, 32, 32), "smooth", unet.structures, frozenset(), {}, "U-Net")
     predictor = Predictor(loaded, torch.device("cpu"), PLAIN)
     predictor.set_image(save(tmp_path / "scan.nii.gz", small_image(0)), MODALITY)
-    assert predictor.predict().origins == dict.fromkeys(unet.structures, "none (a fixed output)")
+    assert predictor.predict().origins == dict.fromkeys(unet.structures, "none")
     document = asking_by_name("prostate")
     document["prompts"][0]["points"] = [{"position": [12, 8, 3]}]  # type: ignore[index]
     with pytest.raises(UserError, match="takes no points or boxes"):

@@ -14,9 +14,9 @@ from small_cases import MODALITY, small_folder
 
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation.mask_store import MaskStore
 from adaptmedseg.evaluation.records import Record, read_results
 from adaptmedseg.evaluation.study import (
-    MaskStore,
     StudyData,
     StudyMethod,
     StudyNotes,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from adaptmedseg.data.grid import Grid, Volume, canonical_volume
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.inference.settings import InferenceSettings
 from adaptmedseg.phantoms import REGIONS, generate_case
@@ -21,14 +22,14 @@ EXACT = "exact"
 class Agreement:
     """One structure of one phantom, one way against `--exact`: largest difference of logits and the masks' Dice.
 
-    `voxels`: the size of the exact mask, for Dice says nothing of a structure that neither way finds.
+    `voxels`: the size of the exact mask; `dice` is None for a structure that neither way finds.
     """
 
     way: str
     case: str
     structure: str
     logit_difference: float
-    dice: float
+    dice: float | None
     voxels: int
 
 
@@ -69,9 +70,3 @@ def phantom_agreement(model: str, cases: int, device: str) -> Iterator[Agreement
             volume = canonical_volume(case.image.astype(np.float32), grid, Path(f"{region} {seed}"))
             names = [name for name in case.names.values() if not known or name in known]
             yield from compare_ways(ways, volume, names)
-
-
-def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Of two boolean masks; 1 where both are empty."""
-    total = int(a.sum()) + int(b.sum())
-    return 2 * int((a & b).sum()) / total if total else 1.0

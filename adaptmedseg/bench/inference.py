@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from adaptmedseg.bench.agreement import dice
 from adaptmedseg.bench.process import in_own_process
 from adaptmedseg.bench.products import EncoderShare, encoder_share
 from adaptmedseg.data.maps import write_probabilities
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.data.volume import Grid
 from adaptmedseg.device import keep_freed_memory
 from adaptmedseg.inference.loading import LoadedModel
@@ -248,5 +248,6 @@ def run_bench(
         for way in ways if "plain" in ways else ():
             plain, other = (np.load(folder / f"{w}.npy", mmap_mode="r") for w in ("plain", way))
             differences[way] = max(float(np.abs(a - b).max()) for a, b in zip(plain, other, strict=True))
-            dices[way] = min(dice(a > 0, b > 0) for a, b in zip(plain, other, strict=True))
+            pairs = [dice(a > 0, b > 0) for a, b in zip(plain, other, strict=True)]
+            dices[way] = min((value for value in pairs if value is not None), default=1.0)  # empty both: equal
     return BenchResult(settings, results, differences, dices)

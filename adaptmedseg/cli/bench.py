@@ -171,16 +171,16 @@ def agreement(
 
 def way_agreement(rows: list[Agreement]) -> str:
     """One way's figures over all structures and cases as a line of text; Dice of those that are found at all."""
-    found = [row for row in rows if row.voxels]
+    found = [(row.dice, row) for row in rows if row.voxels and row.dice is not None]
     line = (
         f"{rows[0].way}: {len(rows)} structures, logits differ by up to {max(row.logit_difference for row in rows):.2g}"
     )
     if not found:
         return f"{line}; the exact way finds none of them"
-    worst = min(found, key=lambda row: row.dice)
+    smallest, worst = min(found, key=lambda pair: pair[0])
     return (
-        f"{line}; Dice of the {len(found)} that are found: mean {sum(row.dice for row in found) / len(found):.5f}, "
-        f"smallest {worst.dice:.5f} ({worst.structure} of {worst.voxels} voxels, {worst.case})"
+        f"{line}; Dice of the {len(found)} that are found: mean {sum(value for value, _ in found) / len(found):.5f}, "
+        f"smallest {smallest:.5f} ({worst.structure} of {worst.voxels} voxels, {worst.case})"
     )
 
 

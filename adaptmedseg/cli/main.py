@@ -53,7 +53,8 @@ def _main(
 def _register() -> None:
     from adaptmedseg.cli import (
         adapters,
-        bench,
+        bench_evaluation,
+        calibrate,
         check,
         compare,
         demo,
@@ -62,6 +63,7 @@ def _register() -> None:
         leaks,
         predict,
         prepare,
+        shifts,
         slices,
         submit,
         tokens,
@@ -79,7 +81,9 @@ def _register() -> None:
         train.train,
         submit.submit,
         evaluate.evaluate,
+        calibrate.calibrate,
         predict.predict,
+        shifts.shifts,
         evaluate.report,
         compare.compare,
         export.export,
@@ -90,7 +94,7 @@ def _register() -> None:
         adapters.app.command()(command)
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(weights.app, name="weights")
-    app.add_typer(bench.app, name="bench")
+    app.add_typer(bench_evaluation.app, name="bench")  # the same app as bench.app, with more commands
 
 
 def run() -> None:

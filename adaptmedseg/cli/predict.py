@@ -5,19 +5,26 @@ from typing import Annotated
 
 import typer
 
+from adaptmedseg.checkpoints.store import model_path
 from adaptmedseg.cli.cases import run_cases, tell
 from adaptmedseg.cli.common import Device
 from adaptmedseg.cli.predict_pictures import predict_pictures
 from adaptmedseg.cli.question import Question
+from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.registry import modality as find_modality
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.asking import automatic_prompts, check_prompts
+from adaptmedseg.inference.calibration import Calibration, calibration_path, read_calibration
+from adaptmedseg.inference.case_note import Outcome
 from adaptmedseg.inference.cases import CaseRunner, Products
-from adaptmedseg.inference.naming import find_cases
+from adaptmedseg.inference.judging import review_csv
+from adaptmedseg.inference.naming import Case, find_cases
 from adaptmedseg.inference.picture_cases import holds_pictures
 from adaptmedseg.inference.predictor import Predictor
 from adaptmedseg.inference.prompt_options import BOX_FORM, POINT_FORM
 from adaptmedseg.models.adapted import AdaptedSegVol
+
+REVIEW = "review.csv"
 
 
 def predict(
@@ -51,6 +58,10 @@ def predict(
     ] = None,
     each: Annotated[bool, typer.Option("--each", help="One mask a structure too, overlaps kept.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="One map a structure too, float32.")] = False,
+    confidence: Annotated[
+        bool,
+        typer.Option("--confidence", help="Ask each image again, changed a little; review.csv lists the worst first."),
+    ] = False,
     overwrite: Annotated[bool, typer.Option(help="Replace masks that exist.")] = False,
     exact: Annotated[
         bool,
@@ -75,7 +86,10 @@ def predict(
     products = Products(out, each, probabilities, overwrite)
     question = Question(structures, prompts, point or [], box or [], space)
     if holds_pictures(image):
-        options = {"--modality": modality, "--base": base, "--channel": channel, "--series": series, "--zoom": zoom}
+        options = {
+            "--modality": modality, "--base": base, "--channel": channel, "--series": series, "--zoom": zoom,
+            "--confidence": confidence or None,
+        }  # fmt: skip
         predict_pictures(image, model, products, question, refused=options, exact=exact, device=device)
         return
     if modality is None:
@@ -85,6 +99,9 @@ def predict(
     question.check(found.cases)
     for note in found.notes:
         tell(note)
+    review = out / REVIEW
+    if confidence and review.exists() and not overwrite:
+        raise UserError(f"{review}: exists already; choose another --out or pass --overwrite")
     predictor = Predictor.load(model, base, device, exact=exact)
     asked = question.common(predictor, found.cases)
     if asked is None and prompts is None:
@@ -95,8 +112,30 @@ def predict(
     _tell_of_gate(predictor, kind.name)
     for case in found.cases:
         products.check(case, question.file_of(case))
-    runner = CaseRunner(predictor, kind.name, products, zoom=zoom, tell=tell)
-    run_cases(found.cases, products, lambda case: runner.run(case, asked or question.own(predictor, case)))
+    runner = CaseRunner(
+        predictor, kind.name, products, zoom=zoom, tell=tell,
+        confidence=confidence, calibration=_calibration(predictor, model) if confidence else None,
+    )  # fmt: skip
+    done: dict[str, Outcome] = {}
+
+    def run(case: Case) -> Outcome:
+        done[case.name] = runner.run(case, asked or question.own(predictor, case))
+        return done[case.name]
+
+    try:
+        run_cases(found.cases, products, run)
+    finally:  # where some cases failed, those that did not are to be reviewed all the same
+        if confidence and done:
+            write_atomic(review, review_csv(done))
+            print(review, flush=True)
+
+
+def _calibration(predictor: Predictor, model: str) -> Calibration | None:
+    """The model's own; where it has none, that is told."""
+    found = read_calibration(calibration_path(model_path(model)), predictor.loaded.hashes)
+    if found is None:
+        tell("confidence ranks masks but estimates no Dice: run `adaptmedseg calibrate` on cases with truth first")
+    return found
 
 
 def _tell_of_gate(predictor: Predictor, modality: str) -> None:

@@ -14,7 +14,7 @@ from adaptmedseg.checkpoints.store import MODEL_FILE
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.device import keep_freed_memory, pick_device
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.evaluate import Ask, Asked, evaluate_cases
+from adaptmedseg.evaluation.evaluate import asked_of, evaluate_cases
 from adaptmedseg.evaluation.records import Record, write_results
 from adaptmedseg.evaluation.study import StudyData, study_data
 from adaptmedseg.inference.loading import LoadedModel, check_unseen, load_model
@@ -98,12 +98,11 @@ def score(job: Job, loaded: LoadedModel, device_name: str) -> list[Record]:
         for case in source.cases:
             check_unseen(loaded, job.name, case.sources["image"]["sha256"], f"{source.dataset.name}/{case.id}")
     segmenter = CropSegmenter(loaded.model.to(device), loaded.size, loaded.resize, device)
-    ask: Ask = "none" if isinstance(loaded.model, ReferenceUNet) else "text"
+    fixed = isinstance(loaded.model, ReferenceUNet)
     records: list[Record] = []
     for question, source in sources:
-        names = [name for name in question.structures if ask == "text" or name in loaded.structures]
-        asked = Asked(job.name, source.dataset.name, ask, loaded.zoom_in, loaded.normalisation_of)
-        records += evaluate_cases(segmenter, source.cases, names, asked)
+        names = [name for name in question.structures if not fixed or name in loaded.structures]
+        records += evaluate_cases(segmenter, source.cases, names, asked_of(loaded, job.name, source.dataset.name))
     return records
 
 

@@ -10,7 +10,8 @@ from adaptmedseg.comparison.outcome import Outcome
 from adaptmedseg.comparison.plan import Plan
 from adaptmedseg.comparison.table import StrategyRow, Summary, by_structure
 from adaptmedseg.data.files import write_atomic
-from adaptmedseg.evaluation.report import ReportPaths, ReportTable
+from adaptmedseg.evaluation.page import ReportTable
+from adaptmedseg.evaluation.report import ReportPaths
 from adaptmedseg.evaluation.study import RESULTS, StudyNotes, data_notes, save_study
 from adaptmedseg.evaluation.study_report import ReportText, report_study
 from adaptmedseg.evaluation.wording import MISSING, change, change_interval, count, interval, listing, score

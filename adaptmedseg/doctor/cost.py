@@ -78,7 +78,7 @@ def measure_cost(
     steps = config.budget.steps or math.floor((config.budget.minutes or 0) * 60 / max(seconds, 1e-6))
     volume = VolumeSize(largest, _READ_BYTES * math.prod(largest))
     loaded = load_model(start.base_name or "small")
-    job = Job(volume, len(structures), loaded.zoom_in)
+    job = Job(volume, len(structures), loaded.zoom_in or bool(config.data.zoom_in))
     need = estimate(footprint(loaded), loaded.size, job, Step(device, InferenceSettings()), device)
     return Cost(seconds, peak.read(), steps, steps * config.batch_size / max(cases, 1), need.host)
 

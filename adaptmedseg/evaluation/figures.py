@@ -8,9 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adaptmedseg.evaluation import style
-from adaptmedseg.evaluation.records import Record, is_oracle
+from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.tables import ALL_STRUCTURES, Row
 from adaptmedseg.evaluation.wording import origin
+from adaptmedseg.inference.prompt_origin import is_oracle
 
 _WIDTH, _ROW, _HEAD = 5.4, 0.27, 0.75
 

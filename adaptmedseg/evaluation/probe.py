@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from adaptmedseg.data.normalise import Normalisation
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.data.prepared import PreparedCase
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.bootstrap import bootstrap_interval
-from adaptmedseg.evaluation.metrics import dice
 from adaptmedseg.inference.loading import LoadedModel, check_unseen
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.models.adapted import AdaptedSegVol
@@ -123,7 +123,7 @@ def probe(
     scores: list[ProbeScore] = []
     for done, (dataset, case) in enumerate(cases, 1):
         rule = loaded.normalisation_of(case.modality)
-        scores += probe_case(segmenter, model, dataset, case, rule, zoom=loaded.zoom_in)
+        scores += probe_case(segmenter, model, dataset, case, rule, zoom=loaded.zooms(case.modality))
         if progress is not None:
             progress(done, len(cases))
     if not scores:

@@ -11,8 +11,7 @@ from typing import Any
 
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.errors import UserError
-
-PROMPT_ORIGINS = ("text", "task token", "oracle box", "none")
+from adaptmedseg.inference.prompt_origin import check_origin, is_oracle
 
 
 @dataclass(frozen=True)
@@ -20,8 +19,8 @@ class Record:
     """One line of `results.jsonl`.
 
     `dice` is None where truth and prediction are both empty (not scored, but counted). `prompt_origin` says where the
-    prompt came from; an 'oracle' prompt was made from the ground truth. Further metrics go into `extra` and become
-    further keys of the line.
+    prompt came from, as in `inference.prompt_origin`; an 'oracle' prompt was made from the ground truth. Further
+    measures (`metrics.MaskMeasures.as_dict`) go into `extra` and become further keys of the line.
     """
 
     method: str
@@ -39,8 +38,7 @@ class Record:
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.prompt_origin not in PROMPT_ORIGINS:
-            raise ValueError(f"prompt_origin: {self.prompt_origin!r} is none of {', '.join(PROMPT_ORIGINS)}")
+        check_origin(self.prompt_origin)
         if self.dice is not None and not 0 <= self.dice <= 1:
             raise ValueError(f"dice: {self.dice} lies outside 0..1")
         for name in ("volume_ml", "truth_volume_ml"):
@@ -64,11 +62,6 @@ class Record:
 
 
 FIELD_NAMES = tuple(f.name for f in fields(Record) if f.name != "extra")
-
-
-def is_oracle(prompt_origin: str) -> bool:
-    """Whether prompts of this origin are made from the ground truth."""
-    return prompt_origin.startswith("oracle")
 
 
 def _to_dict(record: Record) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.evaluation import curves, overlays, style, wording
 from adaptmedseg.evaluation.figures import dice_strip_svg, series_styles
+from adaptmedseg.evaluation.measure_tables import measure_tables, measures_csv
+from adaptmedseg.evaluation.page import ReportTable, environment
 from adaptmedseg.evaluation.records import Record, results_csv
 from adaptmedseg.evaluation.tables import (
     ALL_STRUCTURES,
@@ -61,16 +61,6 @@ class Command:
 
     command: str
     explanation: str
-
-
-@dataclass(frozen=True)
-class ReportTable:
-    """A table of words to show before the scores, with a note below it."""
-
-    title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,38 +151,16 @@ def write_report(out_dir: Path, report: ReportInput) -> ReportPaths:
     paths = ReportPaths(out_dir / "report.html", out_dir / "report.md", out_dir / "results.csv", out_dir / FILES_FOLDER)
     _write_files(paths.files, report, context)
     write_atomic(paths.csv, results_csv(report.records))
-    write_atomic(paths.markdown, _environment(html=False).get_template("report.md.j2").render(context))
-    write_atomic(paths.html, _environment(html=True).get_template("report.html.j2").render(context))
+    write_atomic(paths.markdown, environment(html=False).get_template("report.md.j2").render(context))
+    write_atomic(paths.html, environment(html=True).get_template("report.html.j2").render(context))
     return paths
-
-
-def _environment(html: bool) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("adaptmedseg.evaluation"),
-        autoescape=html,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    for function in (
-        wording.score, wording.interval, wording.change, wording.change_interval, wording.origin, wording.count,
-        wording.duration,
-    ):  # fmt: skip
-        environment.filters[function.__name__] = function
-    environment.filters["cell"] = _markdown_cell
-    return environment
-
-
-def _markdown_cell(text: str) -> str:
-    """`text` as a cell of a Markdown table: no line breaks, no bars, no HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _context(report: ReportInput) -> dict[str, Any]:
     labels = {record.method: record.method for record in report.records}
     labels |= {method.name: method.label for method in report.methods}
-    rows = aggregate(report.records, [method.name for method in report.methods], seed=report.seed)
+    order = [method.name for method in report.methods]
+    rows = aggregate(report.records, order, seed=report.seed)
     paired = [
         row
         for base, adapted in report.comparisons
@@ -205,6 +173,7 @@ def _context(report: ReportInput) -> dict[str, Any]:
         "labels": labels,
         "methods": [method for method in report.methods if method.name in used],
         "groups": _groups(rows),
+        "measures": measure_tables(report.records, labels, order, report.seed),
         "paired": _paired_groups(paired),
         "figures": _dice_figures(report, rows, labels),
         "curves": _curve_figures(report.histories),
@@ -219,6 +188,7 @@ def _context(report: ReportInput) -> dict[str, Any]:
         "all_structures": ALL_STRUCTURES,
         "files": FILES_FOLDER,
         "table_csv": table_csv(rows),
+        "measures_csv": measures_csv(report.records, order, report.seed),
     }
 
 
@@ -308,6 +278,8 @@ def _write_files(folder: Path, report: ReportInput, context: Mapping[str, Any]) 
     for picture in by_number:
         write_atomic(partial / picture.file, content[picture.file.split("-")[0]])
     write_atomic(partial / "table.csv", context["table_csv"])
+    if context["measures"]:
+        write_atomic(partial / "measures.csv", context["measures_csv"])
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(partial, folder)

@@ -5,15 +5,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.evaluate import Ask, Asked, evaluate_case
+from adaptmedseg.evaluation.evaluate import OnMask, asked_of, evaluate_case
+from adaptmedseg.evaluation.mask_store import MaskStore
+from adaptmedseg.evaluation.metrics import MeasureSettings
 from adaptmedseg.evaluation.overlays import overlay_png, pick_cases
+from adaptmedseg.evaluation.questions import ByName, Question
 from adaptmedseg.evaluation.records import Record, read_results, write_results
 from adaptmedseg.inference.loading import BASE_HASH, LoadedModel, check_unseen
 from adaptmedseg.inference.segmenter import CropSegmenter
@@ -29,12 +31,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class StudyMethod:
-    """A model under the name it has in tables, and how it is asked."""
+    """A model under the name it has in tables, and how it is asked: `zoom` overrides what it was made for."""
 
     name: str
     loaded: LoadedModel
     description: str = ""
-    ask: Ask = "text"
+    questions: Sequence[Question] = (ByName(),)
+    zoom: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -84,33 +87,7 @@ def data_notes(sources: Sequence[StudyData]) -> dict[str, dict[str, str]]:
     }
 
 
-class MaskStore:
-    """Masks of a study in memory, one bit a voxel, for overlays and for comparing models."""
-
-    def __init__(self) -> None:
-        self._bits: dict[tuple[str, str, str, str], np.ndarray] = {}
-        self._shapes: dict[tuple[str, str, str, str], tuple[int, ...]] = {}
-
-    def put(self, record: Record, mask: np.ndarray) -> None:
-        key = (record.method, record.dataset, record.case, record.structure)
-        self._bits[key], self._shapes[key] = np.packbits(mask), mask.shape
-
-    def get(self, method: str, record: Record) -> np.ndarray:
-        """The mask of `method` for the case and structure of `record`."""
-        key = (method, record.dataset, record.case, record.structure)
-        shape = self._shapes[key]
-        return np.unpackbits(self._bits[key], count=int(np.prod(shape))).reshape(shape).astype(bool)
-
-    def has(self, method: str, record: Record) -> bool:
-        """Whether `method` was asked for the case and structure of `record`."""
-        return (method, record.dataset, record.case, record.structure) in self._bits
-
-    def same(self, one: str, other: str, record: Record) -> bool:
-        keys = [(method, record.dataset, record.case, record.structure) for method in (one, other)]
-        return np.array_equal(self._bits[keys[0]], self._bits[keys[1]])
-
-
-def _structures(method: StudyMethod, dataset: PreparedDataset, wanted: Sequence[str] | None) -> list[str]:
+def study_structures(method: StudyMethod, dataset: PreparedDataset, wanted: Sequence[str] | None) -> list[str]:
     """Structures to ask a method for: those of the data set that it was trained on, or that were named."""
     names = [name for name in dataset.structures if wanted is None or name in wanted]
     known = [name for name in names if not method.loaded.structures or name in method.loaded.structures]
@@ -122,42 +99,68 @@ def _structures(method: StudyMethod, dataset: PreparedDataset, wanted: Sequence[
     return known or names
 
 
-def run_study(
-    methods: Sequence[StudyMethod],
-    data: Sequence[StudyData],
-    device: torch.device,
-    *,
-    structures: Sequence[str] | None = None,
-    progress: Progress | None = None,
-) -> tuple[list[Record], MaskStore]:
-    """Score every method on every case. UserError where a method was trained on one of the cases."""
+def check_study(
+    methods: Sequence[StudyMethod], data: Sequence[StudyData], structures: Sequence[str] | None = None
+) -> None:
+    """UserError where a method was trained on a case or has no output for it, or where data sets share a name."""
     names = [source.dataset.name for source in data]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise UserError(f"two data sets are called '{min(twice)}'; prepare one of them with another --name")
     for method in methods:
         for source in data:
-            _structures(method, source.dataset, structures)
+            study_structures(method, source.dataset, structures)
             for case in source.cases:
                 check_unseen(
                     method.loaded, method.name, case.sources["image"]["sha256"], f"{source.dataset.name}/{case.id}"
                 )
-    records, masks = [], MaskStore()
+
+
+def ask_all(
+    methods: Sequence[StudyMethod],
+    data: Sequence[StudyData],
+    device: torch.device,
+    *,
+    structures: Sequence[str] | None = None,
+    measures: MeasureSettings | None = None,
+    on_mask: OnMask | None = None,
+    progress: Progress | None = None,
+) -> list[Record]:
+    """Scores of every method on every case, with every question; raises as `check_study` does."""
+    check_study(methods, data, structures)
+    records: list[Record] = []
     total, done = len(methods) * sum(len(source.cases) for source in data), 0
     for method in methods:
         loaded = method.loaded
         segmenter = CropSegmenter(loaded.model.to(device), loaded.size, loaded.resize, device)
         for source in data:
-            names = _structures(method, source.dataset, structures)
-            ask: Ask = "none" if isinstance(loaded.model, ReferenceUNet) else method.ask
-            asked = Asked(method.name, source.dataset.name, ask, loaded.zoom_in, loaded.normalisation_of)
+            names = study_structures(method, source.dataset, structures)
+            asked = asked_of(
+                loaded, method.name, source.dataset.name, method.questions, zoom=method.zoom, measures=measures
+            )
             for case in source.cases:
-                records += evaluate_case(
-                    segmenter, case, names, asked, lambda _c, _s, mask, record: masks.put(record, mask)
-                )
+                records += evaluate_case(segmenter, case, names, asked, on_mask)
                 done += 1
                 if progress is not None:
                     progress(done, total)
+    return records
+
+
+def run_study(
+    methods: Sequence[StudyMethod],
+    data: Sequence[StudyData],
+    device: torch.device,
+    *,
+    structures: Sequence[str] | None = None,
+    measures: MeasureSettings | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[Record], MaskStore]:
+    """As `ask_all`, and all masks."""
+    masks = MaskStore()
+    records = ask_all(
+        methods, data, device, structures=structures, measures=measures, progress=progress,
+        on_mask=lambda _case, _structure, mask, record: masks.put(record, mask),
+    )  # fmt: skip
     return records, masks
 
 

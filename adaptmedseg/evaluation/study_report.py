@@ -12,6 +12,7 @@ import torch
 
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.overlays import pick_cases
+from adaptmedseg.evaluation.page import ReportTable
 from adaptmedseg.evaluation.records import Record, read_results
 from adaptmedseg.evaluation.report import (
     Command,
@@ -20,7 +21,6 @@ from adaptmedseg.evaluation.report import (
     Overlay,
     ReportInput,
     ReportPaths,
-    ReportTable,
     Settings,
     write_report,
 )

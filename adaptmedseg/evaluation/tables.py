@@ -12,18 +12,19 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from adaptmedseg.evaluation.bootstrap import bootstrap_interval
-from adaptmedseg.evaluation.records import Record, is_oracle
+from adaptmedseg.evaluation.records import Record
+from adaptmedseg.inference.prompt_origin import is_oracle, question_of
 
 ALL_STRUCTURES = "all structures"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Mean Dice of one method with one prompt origin on one structure of one modality.
+    """Mean Dice (or another measure) of one method with one prompt origin on one structure of one modality.
 
-    `n` counts scored cases, `unscored` those with an empty truth and an empty prediction. In the rows for
-    "all structures" the value of a case is the mean over its scored structures. `interval` is the 95 % bootstrap
-    interval over patients, None with fewer than three of them; `mean` is None when nothing was scored.
+    `n` counts scored cases, `unscored` those without a value, for Dice with an empty truth and an empty prediction.
+    In the rows for "all structures" the value of a case is the mean over its scored structures. `interval` is the 95 %
+    bootstrap interval over patients, None with fewer than three of them; `mean` is None when nothing was scored.
     """
 
     modality: str
@@ -84,8 +85,18 @@ def check_records(records: Sequence[Record]) -> None:
         raise ValueError(f"{len(twice)} scores are there twice, first: {twice[0]}")
 
 
-def aggregate(records: Sequence[Record], method_order: Sequence[str] = (), seed: int = 0) -> list[Row]:
-    """Rows per modality × structure × method × prompt origin, then "all structures" of each modality.
+def dice_of(record: Record) -> float | None:
+    """What tables average unless told otherwise."""
+    return record.dice
+
+
+def aggregate(
+    records: Sequence[Record],
+    method_order: Sequence[str] = (),
+    seed: int = 0,
+    value: Callable[[Record], float | None] = dice_of,
+) -> list[Row]:
+    """Rows per modality × structure × method × prompt origin, then "all structures" of each modality, of `value`.
 
     Modalities and structures keep the order in which the records name them, methods that of `method_order` (the
     rest follow). Every row draws from its own generator with `seed`, so no row depends on the others.
@@ -104,7 +115,7 @@ def aggregate(records: Sequence[Record], method_order: Sequence[str] = (), seed:
         place = (structures[modality] + [ALL_STRUCTURES]).index(structure)
         return modalities.index(modality), place, methods.index(method), is_oracle(origin), origin
 
-    return [_row(key, groups[key], seed) for key in sorted(groups, key=position)]
+    return [_row(key, groups[key], seed, value) for key in sorted(groups, key=position)]
 
 
 def _structures_by_modality(records: Sequence[Record]) -> dict[str, list[str]]:
@@ -114,14 +125,16 @@ def _structures_by_modality(records: Sequence[Record]) -> dict[str, list[str]]:
     return {modality: list(structures) for modality, structures in found.items()}
 
 
-def _row(key: tuple[str, str, str, str], group: list[Record], seed: int) -> Row:
+def _row(
+    key: tuple[str, str, str, str], group: list[Record], seed: int, value: Callable[[Record], float | None]
+) -> Row:
     by_case: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for record in group:
         by_case[(*record.case_key, record.fold)].append(record)
     values: list[float] = []
     patients: list[tuple[str, str]] = []
     for of_case in by_case.values():
-        scores = [record.dice for record in of_case if record.dice is not None]
+        scores = [score for record in of_case if (score := value(record)) is not None]
         if scores:
             values.append(float(np.mean(scores)))
             patients.append(of_case[0].patient_key)
@@ -137,14 +150,16 @@ def _row(key: tuple[str, str, str, str], group: list[Record], seed: int) -> Row:
 
 
 def _pair_origins(records: Sequence[Record], base: str, adapted: str) -> list[tuple[str, str]]:
-    """Which prompt origins may be compared: equal ones, and the only ones of each method that are no oracle."""
+    """Which prompt origins may be compared: those that asked the same, and the only questions of each that are no
+    oracle's."""
     first = list(dict.fromkeys(r.prompt_origin for r in records if r.method == base))
     second = list(dict.fromkeys(r.prompt_origin for r in records if r.method == adapted))
-    pairs = [(origin, origin) for origin in first if origin in second]
+    pairs = [(a, b) for a in first for b in second if question_of(a) == question_of(b)]
     first = [origin for origin in first if not is_oracle(origin)]
     second = [origin for origin in second if not is_oracle(origin)]
-    if len(first) == len(second) == 1 and first != second:
-        pairs.insert(0, (first[0], second[0]))
+    asked = [{question_of(origin) for origin in origins} for origins in (first, second)]
+    if len(asked[0]) == len(asked[1]) == 1 and asked[0] != asked[1]:
+        pairs = [(a, b) for a in first for b in second] + pairs
     return pairs
 
 
@@ -158,9 +173,10 @@ def paired_differences(
 ) -> list[PairedRow]:
     """Paired differences per modality (or per `group` of records) and structure, then over all its structures.
 
-    Only cases and structures that both methods scored count. Prompt origins are compared like with like; where each
-    method has just one that is no oracle, these are compared too and both are named in the row. An oracle prompt is
-    only ever compared with itself. No row is returned where there is nothing to compare.
+    Only cases and structures that both methods scored count. Prompts are compared like with like (a name is a name,
+    whether or not the model has a token for it); where each method was asked in just one way that is no oracle's, these
+    are compared too and both are named in the row. An oracle prompt is only ever compared with itself. No row is
+    returned where there is nothing to compare.
     """
     check_records(records)
     rows: list[PairedRow] = []

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from adaptmedseg.evaluation.records import is_oracle
+from adaptmedseg.inference.prompt_origin import is_oracle
 
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"

@@ -5,10 +5,9 @@ from __future__ import annotations
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.loading import LoadedModel
 from adaptmedseg.inference.prompt_file import PromptSet, StructurePrompts, text_prompt_set
+from adaptmedseg.inference.prompt_origin import NONE, TASK_TOKEN, TEXT, USER_BOX, USER_POINTS, joined
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.unet import ReferenceUNet
-
-FIXED_OUTPUT = "none (a fixed output)"
 
 
 def task_tokens(loaded: LoadedModel, modality: str) -> list[str]:
@@ -22,6 +21,11 @@ def task_tokens(loaded: LoadedModel, modality: str) -> list[str]:
 def _acts_through_names(loaded: LoadedModel) -> bool:
     """Whether task tokens change what a name says, and nothing without one (prompt tokens without context priors)."""
     return isinstance(loaded.model, AdaptedSegVol) and loaded.model.priors is None
+
+
+def uses_token(loaded: LoadedModel, modality: str, structure: str, named: bool) -> bool:
+    """Whether the model's own token for a structure has a say in its answer, asked by name or without one."""
+    return structure in task_tokens(loaded, modality) and (named or not _acts_through_names(loaded))
 
 
 def automatic_prompts(loaded: LoadedModel, modality: str) -> PromptSet:
@@ -65,12 +69,11 @@ def check_prompts(loaded: LoadedModel, modality: str, prompts: PromptSet) -> Non
 def prompt_origin(loaded: LoadedModel, modality: str, entry: StructurePrompts) -> str:
     """How a structure was asked, for example "text + task token + user box"."""
     if isinstance(loaded.model, ReferenceUNet):
-        return FIXED_OUTPUT
+        return NONE
     ways = {
-        "text": entry.text,
-        "task token": entry.structure in task_tokens(loaded, modality)
-        and (entry.text or not _acts_through_names(loaded)),
-        "user points": bool(entry.points),
-        "user box": entry.box is not None,
+        TEXT: entry.text,
+        TASK_TOKEN: uses_token(loaded, modality, entry.structure, entry.text),
+        USER_POINTS: bool(entry.points),
+        USER_BOX: entry.box is not None,
     }
-    return " + ".join(way for way, used in ways.items() if used)
+    return joined(way for way, used in ways.items() if used)

@@ -19,7 +19,9 @@ from adaptmedseg.data.registry import modality as find_modality
 from adaptmedseg.data.volume import Volume, write_mask
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.asking import automatic_prompts
+from adaptmedseg.inference.calibration import Calibration
 from adaptmedseg.inference.case_note import Outcome, StructureNote, case_note
+from adaptmedseg.inference.judging import Judge
 from adaptmedseg.inference.machine import Free, PeakMemory, free_memory, release
 from adaptmedseg.inference.memory import Job, Need, Step, choose_step, estimate, footprint, is_out_of_memory, ladder
 from adaptmedseg.inference.naming import Case, structure_file_names
@@ -72,10 +74,13 @@ class CaseRunner:
         zoom: bool | None = None,
         tell: Tell = print,
         free: Callable[[torch.device], Free] = free_memory,
+        confidence: bool = False,
+        calibration: Calibration | None = None,
     ):
         self.predictor, self.products, self.tell, self.free = predictor, products, tell, free
+        self.confidence, self.calibration = confidence, calibration
         self.modality = find_modality(modality)
-        self.zoom = predictor.loaded.zoom_in if zoom is None else zoom
+        self.zoom = predictor.loaded.zooms(self.modality.name) if zoom is None else zoom
         self.steps = ladder(predictor.device, predictor.settings, exact=predictor.exact)
         self.footprint = footprint(predictor.loaded)
 
@@ -128,7 +133,10 @@ class CaseRunner:
         peak = PeakMemory(predictor.device)
         predictor.set_image(case.image, self.modality.name, case.channel, case.series)
         started, encoded = time.perf_counter(), predictor.segmenter.timings["encode"]
+        judge = Judge(predictor, self.calibration)
         answers = predictor.answers(prompts, zoom=self.zoom)
+        if self.confidence:
+            answers = judge.watch(answers)
         target, written = case.mask_path(self.products.out), Written()
         with workplace(target) as place:
             notes = self._write(case, place, answers, len(prompts.prompts), written)
@@ -138,6 +146,10 @@ class CaseRunner:
             seconds = {**predictor.timings, **network, "stitch": elapsed - known, "write": written.seconds}
             said = self._remarks(predictor.volume, notes)
             outcome = case_note(predictor, case, self.modality.name, prompts, self.zoom, notes)
+            if self.confidence:
+                started = time.perf_counter()
+                outcome["confidence"] = judge.confidence(prompts, self.zoom)
+                seconds["confidence"] = time.perf_counter() - started
             outcome |= {"remarks": said, "memory_given_up": list(given_up), "peak_memory_mib": peak.read()}
             outcome["seconds"] = {stage: round(value, 3) for stage, value in seconds.items()}
             written.add(lambda path: write_atomic(path, json.dumps(outcome, indent=1)), place / "note.json",

@@ -30,9 +30,9 @@ class LoadedModel:
 
     `structures` are those it was trained to segment; `seen` the SHA-256 of every image that any of its training saw;
     `hashes` what identifies it; `lineage` says in words how it came about; `zoom_in`, whether it is meant to look
-    again by windows at full resolution; `untrained`, in a sentence, what of it no training ever saw; `normalisation`,
-    how it was taught to see intensities, and `base_normalisation`, how its base was; `taught`, by modality, the rule of
-    the last training that saw it.
+    again by windows at full resolution, and `base_zoom_in`, whether its base was; `untrained`, in a sentence, what of
+    it no training ever saw; `normalisation`, how it was taught to see intensities, and `base_normalisation`, how its
+    base was; `taught`, by modality, the rule of the last training that saw it.
     """
 
     model: AnyModel
@@ -47,6 +47,7 @@ class LoadedModel:
     normalisation: Normalisation = SEGVOL
     base_normalisation: Normalisation = SEGVOL
     taught: Mapping[str, Normalisation] = field(default_factory=dict)
+    base_zoom_in: bool = False
 
     def normalisation_of(self, modality: str) -> Normalisation:
         """How images of a modality are normalised for it: as when it was taught, so that a model trained on by MRI sees
@@ -56,6 +57,12 @@ class LoadedModel:
         if isinstance(self.model, AdaptedSegVol) and not self.model.is_adapted(modality):
             return self.base_normalisation
         return self.normalisation
+
+    def zooms(self, modality: str) -> bool:
+        """Whether it looks again by windows in images of a modality: as its base does where they take its path."""
+        if isinstance(self.model, AdaptedSegVol) and not self.model.is_adapted(modality):
+            return self.base_zoom_in
+        return self.zoom_in
 
     @property
     def gated(self) -> bool:
@@ -87,7 +94,7 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
         lineage = f"U-Net from scratch ({training.get('config')})"
         return LoadedModel(
             unet.eval(), unet.spatial_size, resize, unet.structures, seen, {"file": file_hash(path)}, lineage,
-            normalisation=recorded_normalisation(training),
+            trained_on_windows({"training": training}), normalisation=recorded_normalisation(training),
         )  # fmt: skip
     if kind == SAM_FORMAT:
         raise UserError(f"model '{name}': is a model of pictures (SAM), and volumes need a SegVol, adapter or U-Net")
@@ -103,7 +110,7 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
         seen,
         hashes,
         lineage,
-        config.zoom_in,
+        config.zoom_in or trained_on_windows(card),
         _untrained(name, card),
         recorded_normalisation(card.get("training")),
         taught=taught_normalisations(card),
@@ -125,6 +132,19 @@ def recorded_normalisation(training: object) -> Normalisation:
         return SEGVOL if recorded is None else Normalisation.model_validate(recorded)
     except ValidationError:
         raise UserError(f"normalisation {recorded!r} of the model is damaged; copy the model file again") from None
+
+
+def trained_on_windows(card: dict[str, object]) -> bool:
+    """Whether any training that a card tells of, the earlier ones among them, showed windows at full resolution.
+
+    Zooming in then makes sense; what was adapted on whole views alone keeps to its base's way.
+    """
+    training, before = card.get("training"), card.get("started_from")
+    told = training if isinstance(training, dict) else {}
+    if told.get("zoom_in"):
+        return True
+    grown = told.get("grown_from")
+    return any(trained_on_windows(older) for older in (before, grown) if isinstance(older, dict))
 
 
 def _untrained(name: str, card: dict[str, object]) -> str:
@@ -156,11 +176,14 @@ def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:
     if own != of_base:
         text += f"; intensities of adapted modalities by rule '{own.rule}', of others by '{of_base.rule}'"
     config = base.config
+    base_zooms = config.zoom_in or trained_on_windows(base_card)
+    zooms = base_zooms or trained_on_windows({"training": card.training})
     return LoadedModel(
-        model.eval(), config.spatial_size, config.resize, every, seen, hashes, text, config.zoom_in,
+        model.eval(), config.spatial_size, config.resize, every, seen, hashes, text, zooms,
         normalisation=own,
         base_normalisation=of_base,
         taught=taught_normalisations(base_card) | dict.fromkeys(model.modalities, own),
+        base_zoom_in=base_zooms,
     )  # fmt: skip
 
 

@@ -171,11 +171,15 @@ class Predictor:
         self, prompts: PromptSet | None = None, *, zoom: bool | None = None, progress: Progress | None = None
     ) -> Iterator[Answer]:
         """As `predict`, one structure after another, so that memory holds one at a time; errors are raised at once."""
-        volume = self.volume
         prompts = automatic_prompts(self.loaded, self._modality) if prompts is None else prompts
         check_prompts(self.loaded, self._modality, prompts)
-        asked = to_structure_prompts(prompts, volume.grid, self._crop, volume.path.name)
-        return self._answers(prompts, asked, self.loaded.zoom_in if zoom is None else zoom, progress)
+        return self._answers(
+            prompts, self.placed(prompts), self.loaded.zooms(self._modality) if zoom is None else zoom, progress
+        )
+
+    def placed(self, prompts: PromptSet) -> list[StructurePrompt]:
+        """Prompts in voxels of the crop that the model sees. UserError for those that lie outside of it."""
+        return to_structure_prompts(prompts, self.volume.grid, self._crop, self.volume.path.name)
 
     def _answers(
         self, prompts: PromptSet, asked: Sequence[StructurePrompt], zoom: bool, progress: Progress | None

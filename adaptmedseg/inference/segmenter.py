@@ -108,6 +108,16 @@ class CropSegmenter:
         self._view = self._embed(view)
 
     @property
+    def crop(self) -> np.ndarray:
+        """The normalised crop (d, h, w) that was set."""
+        return self._crop.numpy()
+
+    @property
+    def modality(self) -> str:
+        """The crop's modality."""
+        return self._modality
+
+    @property
     def view_embedding(self) -> Tensor:
         """The zoom-out view's embedding (1, ...), float32."""
         if self._view is None:

@@ -126,6 +126,7 @@ def save_run(
         "cases": data.cases,
         "image_sha256": data.image_hashes,
         "normalisation": config.data.normalise.model_dump(mode="json"),
+        "zoom_in": config.data.zoom_in,
         "notes": result.notes,
     }
     if start.card_of_adapter is not None:
