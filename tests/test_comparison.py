@@ -248,7 +248,7 @@ def test_training_refuses_the_strategy_that_trains_nothing(tmp_path: Path) -> No
 
 # Every shipped configuration ------------------------------------------------------------
 
-TRAINED = [p for p in sorted(CONFIGS.rglob("*.yaml")) if p.stem not in ("zero_shot", "grow")]
+TRAINED = [p for p in sorted(CONFIGS.rglob("*.yaml")) if p.stem not in ("zero_shot", "grow", "sam_small")]
 
 
 @pytest.mark.parametrize("path", TRAINED, ids=lambda path: path.stem)
