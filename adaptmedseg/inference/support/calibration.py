@@ -1,4 +1,4 @@
-"""Calibration of a support set on itself: a logistic regression over maps, and a threshold, of each support left out."""
+"""Calibration of a support set on itself, each support left out in turn: a logistic regression and a threshold."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ class FrozenSam:
         h, w = frame.inner
         inner = F.interpolate(masks[None].float(), (h, w), mode="area")
         square = F.pad(inner, (0, frame.size - w, 0, frame.size - h))
-        grid = self.model.prompt_encoder.grid_size
-        return F.adaptive_avg_pool2d(square, grid)[0].to(self.device)
+        h, w = self.model.prompt_encoder.grid_size
+        return F.adaptive_avg_pool2d(square, (h, w))[0].to(self.device)
 
     def decode(self, encoded: Encoded, asked: Sequence[StructurePrompt], masks: Tensor | None = None) -> Tensor:
         """Logits (n, h', w') of n prompts of one kind on the working picture; their coordinates are its pixels (h, w).
@@ -119,7 +119,8 @@ class FrozenSam:
         h, w = frame.inner
         inner = F.interpolate(masks[None].float(), (h, w), mode="bilinear", align_corners=False)
         square = F.pad(inner, (0, frame.size - w, 0, frame.size - h), value=float(masks.min()))
-        return F.adaptive_avg_pool2d(square, tuple(4 * n for n in self.model.prompt_encoder.grid_size))[0]
+        h, w = self.model.prompt_encoder.grid_size
+        return F.adaptive_avg_pool2d(square, (4 * h, 4 * w))[0]
 
 
 def working_size(shapes: Sequence[tuple[int, int]]) -> int:

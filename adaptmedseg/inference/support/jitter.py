@@ -13,8 +13,8 @@ GAMMA = 0.25
 
 
 def jittered(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Turn, scale, shift and brighten a picture (h, w, 3), uint8, and its mask (h, w) a little; where the mask would leave
-    the picture, only the colours change."""
+    """Turn, scale, shift and brighten a picture (h, w, 3), uint8, and its mask (h, w) a little; where the mask would
+    leave the picture, only the colours change."""
     h, w = mask.shape
     angle, scale = rng.uniform(-TURN, TURN), 1 + rng.uniform(-SCALE, SCALE)
     cos, sin = math.cos(angle) * scale, math.sin(angle) * scale

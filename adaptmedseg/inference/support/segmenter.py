@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adaptmedseg.inference.prediction import label_dtype
 from adaptmedseg.inference.support.consistency import neighbours_agree
 from adaptmedseg.inference.support.frozen import Encoded, FrozenSam, working_size
 from adaptmedseg.inference.support.supports import SupportSet
@@ -36,6 +37,11 @@ class SupportAnswer:
         """Boolean mask (h, w)."""
         return self.logits > 0
 
+    @property
+    def probabilities(self) -> np.ndarray:
+        """Probabilities (h, w), float32."""
+        return 1 / (1 + np.exp(-np.clip(self.logits, -80, 80)))
+
 
 class SupportSegmenter:
     """Learns structures from a support set by looking at it, then finds them in pictures; the network stays as it is.
@@ -57,7 +63,7 @@ class SupportSegmenter:
         seed: int = 0,
         progress: Callable[[int, int], None] | None = None,
     ):
-        """`structures`: those to look for; all that the supports show by default. UserError for one they do not show."""
+        """`structures`: those to look for; all that the supports show by default. UserError for others."""
         wanted = list(structures) if structures is not None else supports.structures
         showing = {name: supports.showing(name) for name in wanted}
         size = working_size([support.image.shape[:2] for support in supports.supports])
@@ -125,4 +131,4 @@ def label_map(answers: Sequence[SupportAnswer]) -> np.ndarray:
     """Labels (h, w) 1, 2, ... in the order of the answers; where structures overlap, the surer one."""
     logits = np.stack([answer.logits for answer in answers])
     best = logits.argmax(0)
-    return np.where(logits.max(0) > 0, best + 1, 0).astype(np.uint8 if len(answers) < 256 else np.uint16)
+    return np.where(logits.max(0) > 0, best + 1, 0).astype(label_dtype(len(answers)))

@@ -20,8 +20,8 @@ EPSILON = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Cells:
-    """The cells of one support: features (n, c), positions (n, 2), the share (n,) of each that the structure covers, and
-    log_weight (n,), which makes up for cells that were left out."""
+    """The cells of one support: features (n, c), positions (n, 2), the share (n,) of each that the structure covers,
+    and log_weight (n,), which makes up for cells that were left out."""
 
     features: Tensor
     positions: Tensor
@@ -78,8 +78,8 @@ class Bank:
         return self._compared(encoded) @ (inside - outside)
 
     def priors(self, encoded: Encoded) -> Tensor:
-        """What is expected of each cell of a query (k, n): for every kernel the log-odds of the coverage of the supports'
-        cells, weighed by their likeness, and last `nearest_prototype`."""
+        """What is expected of each cell of a query (k, n): for every kernel the log-odds of the coverage of the
+        supports' cells, weighed by their likeness, and last `nearest_prototype`."""
         compared, positions = self._compared(encoded), encoded.positions
         parts = [
             self._expected(rows, places)

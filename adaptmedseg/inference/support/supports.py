@@ -37,19 +37,17 @@ class Support:
 
 
 class SupportSet:
-    """1 to 64 supports. `source` is what errors call it."""
+    """Supports to choose from, of which 1 to 64 make a task. `source` is what errors call them."""
 
     def __init__(self, supports: Sequence[Support], source: str = "the support set"):
-        """UserError for none, for more than 64, and where all masks of an image are empty."""
+        """UserError for none, and where all masks of an image are empty."""
         if not supports:
             raise UserError(f"{source}: holds no labelled image; give 1 to {MOST} images with their masks")
-        if len(supports) > MOST:
-            raise UserError(f"{source}: holds {len(supports)} labelled images; a support set has 1 to {MOST}")
         for support in supports:
             if not any(mask.any() for mask in support.masks.values()):
                 raise UserError(
-                    f"{source}: the mask of support {support.name} is empty, so that it shows no task; draw it or leave "
-                    "the image out"
+                    f"{source}: the mask of support {support.name} is empty, so that it shows no task; draw it or "
+                    "leave the image out"
                 )
         self.supports, self.source = tuple(supports), source
 
@@ -63,10 +61,30 @@ class SupportSet:
         found = [s for s in self.supports if structure in s.masks and s.masks[structure].any()]
         if not found:
             raise UserError(
-                f"{self.source}: no support shows '{structure}'; it shows {', '.join(self.structures)}, so leave it out or "
-                "add a labelled image"
+                f"{self.source}: no support shows '{structure}'; it shows {', '.join(self.structures)}, so leave it "
+                "out or add a labelled image"
+            )
+        if len(found) > MOST:
+            raise UserError(
+                f"{self.source}: {len(found)} images show '{structure}', and a support set has 1 to {MOST}; draw some "
+                f"of them, --shots {MOST}"
             )
         return found
+
+    def drawn(self, count: int, rng: np.random.Generator) -> SupportSet:
+        """`count` of the supports, of as many groups as there are. UserError where there are fewer."""
+        if count > len(self.supports):
+            raise UserError(
+                f"{self.source}: {count} supports are asked for, and there are {len(self.supports)}; ask for fewer"
+            )
+        seen: dict[str, int] = {}
+        ranked: list[tuple[int, int, int]] = []
+        for index in rng.permutation(len(self.supports)).tolist():
+            group = self.supports[index].group
+            seen[group] = seen.get(group, 0) + 1
+            ranked.append((seen[group], len(ranked), index))
+        chosen = sorted(index for _, _, index in sorted(ranked)[:count])
+        return SupportSet([self.supports[index] for index in chosen], self.source)
 
 
 def subsets(count: int, rng: np.random.Generator, size: int = TOGETHER) -> list[list[int]]:
@@ -76,7 +94,7 @@ def subsets(count: int, rng: np.random.Generator, size: int = TOGETHER) -> list[
 
 
 def others(groups: Sequence[str], index: int, rng: np.random.Generator, size: int = TOGETHER) -> list[int]:
-    """At most `size` supports to predict support `index` from: of other groups; of its own where all are of one group."""
+    """At most `size` supports to predict support `index` from: of other groups, or of its own if that is the only one."""
     found = [i for i, group in enumerate(groups) if group != groups[index]]
     found = found or [i for i in range(len(groups)) if i != index]
     return sorted(rng.choice(found, min(size, len(found)), replace=False).tolist()) if found else []

@@ -60,12 +60,13 @@ class SupportTask:
 
     Two regressions are calibrated, each on supports that are left out in turn (or, of a lone support, on changed copies
     of it). `prior` weighs the similarity to the supports' features (`Bank.priors`) and fixed filters of the picture
-    (`local_features`). From what it expects come prompts for SAM's decoder, in three ways; `answer` weighs the decoder's
-    answers and the prior itself.
+    (`local_features`). From what it expects come prompts for SAM's decoder, in three ways; `answer` weighs the
+    decoder's answers and the prior itself.
     """
 
     def __init__(self, sam: FrozenSam, structure: str, shown: Sequence[Shown], seed: int = 0):
         self.sam, self.structure = sam, structure
+        self.supports = [s.support.name for s in shown]
         rng = np.random.default_rng([seed, len(shown)])
         self.banks = [Bank([shown[i].cells for i in part]) for part in subsets(len(shown), rng)]
         trials = self._trials(shown, rng)
