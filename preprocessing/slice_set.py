@@ -11,7 +11,7 @@ from adaptmedseg.preprocessing.split import patient_of, split_patients
 from adaptmedseg.preprocessing.volume_slices import SliceRule, case_slices
 
 from adaptmedseg.data.labelled import Absent
-from adaptmedseg.data.labels import LabelNames, LabelScheme
+from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
 from adaptmedseg.data.pictures.dataset import SliceDataset, store, write_slices
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.data.registry import Registry, default_registry

@@ -94,7 +94,7 @@ def subsets(count: int, rng: np.random.Generator, size: int = TOGETHER) -> list[
 
 
 def others(groups: Sequence[str], index: int, rng: np.random.Generator, size: int = TOGETHER) -> list[int]:
-    """At most `size` supports to predict support `index` from: of other groups, or of its own if that is the only one."""
+    """At most `size` supports to predict support `index` from: of other groups, or of its own where that is all."""
     found = [i for i, group in enumerate(groups) if group != groups[index]]
     found = found or [i for i in range(len(groups)) if i != index]
     return sorted(rng.choice(found, min(size, len(found)), replace=False).tolist()) if found else []
