@@ -87,7 +87,7 @@ def slice_pictures(
     "left_out". Raises UserError where no pair is good.
     """
     found = find_pictures(source, mask_ending)
-    rule = MaskRule(_scheme(labels or {}, found.labels), structure, threshold, absent)
+    rule = MaskRule(name_scheme(labels or {}, found.labels), structure, threshold, absent)
     structures = [structure] if rule.scheme is None else list(rule.scheme.structures)
     twice = {pair.id for pair in found.pairs if [other.id for other in found.pairs].count(pair.id) > 1}
     if twice:
@@ -121,8 +121,8 @@ def slice_pictures(
     return write_slices(out, fill, overwrite=overwrite)
 
 
-def _scheme(given: LabelNames, described: dict[str, str] | None) -> LabelScheme | None:
-    """Values and names; None where nobody names any."""
+def name_scheme(given: LabelNames, described: dict[str, str] | None) -> LabelScheme | None:
+    """Values and names, given or of a dataset.json, known to the registry or not; None where nobody names any."""
     if not given and not described:
         return None
     names = [*given.values(), *(described or {}).values(), *(described or {})]

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import torch
-
 from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.data.pictures.dataset import Axis, Sample
+from adaptmedseg.data.pictures.planes import Planes
 from adaptmedseg.data.prepared import PreparedCase
-from adaptmedseg.data.views import resize_image, resize_labels
-
-AXES: tuple[Axis, ...] = ("d", "h", "w")
 
 
 @dataclass(frozen=True)
@@ -53,35 +48,19 @@ def case_slices(
         return
     image, labels = case.image(normalisation), case.labels()
     for axis in rule.axes:
-        number = AXES.index(axis)
-        plane = tuple(size for i, size in enumerate(case.spacing) if i != number)
-        step = rule.spacing or min(plane)
-        for index in rule.indices(case.shape[number]):
-            bits = _turned(labels, number, index)
-            size = (1, *(max(1, round(n * s / step)) for n, s in zip(bits.shape, plane, strict=True)))
-            bits = _picked(bits, size)
+        planes = Planes(case.shape, case.spacing, axis, rule.spacing)
+        for index in rule.indices(len(planes)):
+            bits = planes.labels(labels, index)
             masks = {name: (bits >> case.structures.index(name)) & 1 == 1 for name in wanted}
             if max(int(mask.sum()) for mask in masks.values()) < rule.least:
                 continue
-            grey = resize_image(torch.from_numpy(_turned(image, number, index))[None, None, None], size, "smooth")
             yield Sample(
                 id=f"{case.id}_{axis}{index:03d}",
                 patient=case.patient,
-                image=np.rint(grey[0, 0, 0].clamp(0, 1).numpy() * 255).astype(np.uint8),
+                image=planes.grey(image, index),
                 masks=masks,
                 split=case.split,
                 modality=case.modality,
-                spacing=(step, step) if case.spacing_stated else None,
+                spacing=(planes.step, planes.step) if case.spacing_stated else None,
                 source={**case.sources, "case": case.id, "axis": axis, "index": index},
             )
-
-
-def _turned(volume: np.ndarray, axis: int, index: int) -> np.ndarray:
-    """One slice with both axes reversed: rows of a canonical volume grow to the head or front, columns to the right or
-    front, and pictures show them the other way round."""
-    return np.ascontiguousarray(np.take(volume, index, axis=axis)[::-1, ::-1])
-
-
-def _picked(bits: np.ndarray, size: tuple[int, int, int]) -> np.ndarray:
-    stored = torch.from_numpy(bits.astype(np.int64))[None, None, None]
-    return resize_labels(stored, size)[0, 0, 0].numpy().astype(bits.dtype)

@@ -1,5 +1,6 @@
 """`adaptmedseg predict`: masks for a file or a folder, on the scanner's grid or the picture's pixels."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,9 @@ import typer
 from adaptmedseg.checkpoints.store import model_path
 from adaptmedseg.cli.cases import run_cases, tell
 from adaptmedseg.cli.common import Device
-from adaptmedseg.cli.predict_pictures import predict_pictures
+from adaptmedseg.cli.predict_pictures import predict_pictures, refuse_volume_options
 from adaptmedseg.cli.question import Question
+from adaptmedseg.cli.support import SupportCommand, predict_pictures_by_support, predict_volumes_by_support
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.registry import modality as find_modality
 from adaptmedseg.errors import UserError
@@ -56,6 +58,14 @@ def predict(
         bool | None,
         typer.Option("--zoom/--no-zoom", help="Look again at full resolution; by default as the model was made for."),
     ] = None,
+    support: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labelled images of a new task: a set of slices, a folder of pictures with masks or prompts, or, for "
+            "one volume, a label map in which a few slices are drawn."
+        ),
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Draw so many of the supports, 1 to 64.", min=1, max=64)] = None,
     each: Annotated[bool, typer.Option("--each", help="One mask a structure too, overlaps kept.")] = False,
     probabilities: Annotated[bool, typer.Option("--probabilities", help="One map a structure too, float32.")] = False,
     confidence: Annotated[
@@ -82,15 +92,35 @@ def predict(
       adaptmedseg predict scan.nii.gz --out masks --modality CT --point "liver:40,12,130" --point "-liver:10,5,120"
       adaptmedseg predict dicom_folder --out masks --modality CT --prompts prompts.json --probabilities
       adaptmedseg predict photo.png --out masks --model sam-b --point "lesion:120,96" --box "eye:10,5,300,280"
+      adaptmedseg predict photos --out masks --model sam-b --support labelled --structures vessel
     """
     products = Products(out, each, probabilities, overwrite)
     question = Question(structures, prompts, point or [], box or [], space)
+    for_volumes = {
+        "--modality": modality,
+        "--base": base,
+        "--channel": channel,
+        "--series": series,
+        "--zoom": zoom,
+        "--confidence": confidence or None,
+    }
+    if support is None and shots is not None:
+        raise UserError("--shots: draws from a support set; give one, --support DIR")
+    if support is not None:
+        command = SupportCommand(support, model, products, structures, shots=shots, exact=exact, device=device)
+        if holds_pictures(image):
+            refuse_volume_options(image, for_volumes)
+            predict_pictures_by_support(command, image, replace(question, structures=None, default_space="voxel"))
+            return
+        if prompts is not None or point or box or base is not None or zoom is not None or confidence:
+            raise UserError(
+                "--support segments volumes slice by slice, without prompts, --base, --zoom or --confidence; leave them out"
+            )
+        predict_volumes_by_support(command, find_cases(image, find_modality(modality or "MRI"), channel, series))
+        return
     if holds_pictures(image):
-        options = {
-            "--modality": modality, "--base": base, "--channel": channel, "--series": series, "--zoom": zoom,
-            "--confidence": confidence or None,
-        }  # fmt: skip
-        predict_pictures(image, model, products, question, refused=options, exact=exact, device=device)
+        refuse_volume_options(image, for_volumes)
+        predict_pictures(image, model, products, question, exact=exact, device=device)
         return
     if modality is None:
         raise UserError("--modality is missing; say what the images are, such as --modality CT")

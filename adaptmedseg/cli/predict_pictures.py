@@ -14,20 +14,23 @@ from adaptmedseg.inference.picture_cases import PictureRunner, find_pictures
 from adaptmedseg.inference.pictures import PicturePredictor
 
 
+def refuse_volume_options(path: Path, options: Mapping[str, object]) -> None:
+    """UserError where something was given for one of the options, which belong to volumes."""
+    given = [option for option, value in options.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]}: is for volumes, and {path} is or holds pictures; leave it out")
+
+
 def predict_pictures(
     path: Path,
     model: str,
     products: Products,
     question: Question,
     *,
-    refused: Mapping[str, object],
     exact: bool,
     device: str,
 ) -> None:
-    """Segment the pictures of a path. `refused` are options that belong to volumes, with what was given for them."""
-    given = [option for option, value in refused.items() if value is not None]
-    if given:
-        raise UserError(f"{given[0]}: is for volumes, and {path} is or holds pictures; leave it out")
+    """Segment the pictures of a path."""
     if question.space not in (None, "voxel"):
         raise UserError(f"--space {question.space}: a picture has pixels alone; leave it out")
     question, names = replace(question, default_space="voxel"), FreeNames()

@@ -9,10 +9,11 @@ import typer
 from adaptmedseg.cli.common import Seed, Structures, bar, named_pairs, split_names
 from adaptmedseg.data.labelled import Absent
 from adaptmedseg.data.pictures.dataset import SliceDataset
+from adaptmedseg.data.pictures.planes import AXES
 from adaptmedseg.data.prepared.manifest import is_prepared
 from adaptmedseg.errors import UserError
 from adaptmedseg.preprocessing.slice_set import slice_pictures, slice_volumes
-from adaptmedseg.preprocessing.volume_slices import AXES, SliceRule
+from adaptmedseg.preprocessing.volume_slices import SliceRule
 
 NAMES = {"d": "d", "axial": "d", "h": "h", "coronal": "h", "w": "w", "sagittal": "w"}
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -41,6 +41,42 @@ def find_pictures(path: Path) -> Found:
     return Found(cases, [])
 
 
+class Drawn(Protocol):
+    """One structure of a picture: boolean `mask` and `probabilities` (h, w)."""
+
+    @property
+    def structure(self) -> str: ...
+    @property
+    def mask(self) -> np.ndarray: ...
+    @property
+    def probabilities(self) -> np.ndarray: ...
+
+
+def write_structures(
+    case: Case, products: Products, place: Path, answers: Sequence[Drawn], labels: np.ndarray, written: Written
+) -> dict[str, dict[str, str]]:
+    """The label map (h, w) of a picture and what is wanted of each structure; gives the latter's paths in the output
+    folder. UserError where one of them would replace the picture."""
+    names = structure_file_names([answer.structure for answer in answers])
+    files: dict[str, dict[str, str]] = {}
+    for label, answer in enumerate(answers, 1):
+        folder, name = case.folder(products.out), names[answer.structure]
+        finals: dict[str, Path] = {}
+        if products.each:
+            finals["mask"] = folder / f"{name}.png"
+            white = answer.mask.astype(np.uint8) * 255
+            written.add(partial(write_png, values=white), place / f"mask {label}.png", finals["mask"])
+        if products.probabilities:
+            finals["probabilities"] = folder / f"{name}_probability.tif"
+            write = partial(write_probabilities, values=answer.probabilities)
+            written.add(write, place / f"probability {label}.tif", finals["probabilities"])
+        if case.image.resolve() in [final.resolve() for final in finals.values()]:
+            raise UserError(f"{case.image}: is the image itself, which a mask would replace; choose another --out")
+        files[answer.structure] = {kind: str(path.relative_to(products.out)) for kind, path in finals.items()}
+    written.add(partial(write_png, values=labels), place / "labels.png", case.mask_path(products.out))
+    return files
+
+
 class PictureRunner:
     """Segments pictures one by one: a label map, a note, and what else is wanted, all of a picture or nothing."""
 
@@ -58,7 +94,8 @@ class PictureRunner:
         answers = self.predictor.predict(asked)
         target, written = case.mask_path(self.products.out), Written()
         with workplace(target) as place:
-            files = self._write(case, place, answers, written)
+            labels = _later_wins(self.predictor.picture.shape, answers)
+            files = write_structures(case, self.products, place, answers, labels, written)
             outcome = self._note(prompts, answers, files)
             outcome["seconds"] = {
                 stage: round(value, 3) for stage, value in {**self.predictor.timings, "write": written.seconds}.items()
@@ -69,31 +106,6 @@ class PictureRunner:
         for sentence in outcome["remarks"]:
             self.tell(f"{case.image}: {sentence}")
         return outcome
-
-    def _write(
-        self, case: Case, place: Path, answers: Sequence[PictureAnswer], written: Written
-    ) -> dict[str, dict[str, str]]:
-        """The label map and what is wanted of each structure; gives the latter's paths in the output folder."""
-        labels = np.zeros(self.predictor.picture.shape, label_dtype(len(answers)))
-        names = structure_file_names([answer.structure for answer in answers])
-        files: dict[str, dict[str, str]] = {}
-        for label, answer in enumerate(answers, 1):
-            labels[answer.mask] = label
-            folder, name = case.folder(self.products.out), names[answer.structure]
-            finals: dict[str, Path] = {}
-            if self.products.each:
-                finals["mask"] = folder / f"{name}.png"
-                white = answer.mask.astype(np.uint8) * 255
-                written.add(partial(write_png, values=white), place / f"mask {label}.png", finals["mask"])
-            if self.products.probabilities:
-                finals["probabilities"] = folder / f"{name}_probability.tif"
-                write = partial(write_probabilities, values=answer.probabilities)
-                written.add(write, place / f"probability {label}.tif", finals["probabilities"])
-            if case.image.resolve() in [final.resolve() for final in finals.values()]:
-                raise UserError(f"{case.image}: is the image itself, which a mask would replace; choose another --out")
-            files[answer.structure] = {kind: str(path.relative_to(self.products.out)) for kind, path in finals.items()}
-        written.add(partial(write_png, values=labels), place / "labels.png", case.mask_path(self.products.out))
-        return files
 
     def _note(
         self, prompts: PromptSet, answers: Sequence[PictureAnswer], files: dict[str, dict[str, str]]
@@ -129,6 +141,13 @@ class PictureRunner:
             "versions": versions(),
             "remarks": remarks,
         }
+
+
+def _later_wins(shape: tuple[int, int], answers: Sequence[PictureAnswer]) -> np.ndarray:
+    labels = np.zeros(shape, label_dtype(len(answers)))
+    for label, answer in enumerate(answers, 1):
+        labels[answer.mask] = label
+    return labels
 
 
 def origin(entry: StructurePrompts) -> str:

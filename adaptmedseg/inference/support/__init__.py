@@ -1,0 +1,1 @@
+"""A new task from a support set of labelled images, without re-training (GMISeg)."""
