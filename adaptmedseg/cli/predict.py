@@ -114,7 +114,8 @@ def predict(
             return
         if prompts is not None or point or box or base is not None or zoom is not None or confidence:
             raise UserError(
-                "--support segments volumes slice by slice, without prompts, --base, --zoom or --confidence; leave them out"
+                "--support segments volumes slice by slice, without prompts, --base, --zoom and --confidence; leave "
+                "them out"
             )
         predict_volumes_by_support(command, find_cases(image, find_modality(modality or "MRI"), channel, series))
         return
