@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -79,8 +78,7 @@ class PreparedCase:
         The bit of a structure that is not annotated is 0 everywhere and means nothing.
         """
         names = self.structures if structures is None else structures
-        with self._stored_masks() as packed:
-            return merge_masks(packed, self.places, names, self.shape)
+        return self._read_masks(merge_masks, names, self.shape)
 
     def window(
         self, corner: Size, size: Size, structures: Sequence[str], normalisation: Normalisation = SEGVOL
@@ -116,14 +114,14 @@ class PreparedCase:
         if unknown:
             known = ", ".join(self.annotated)
             raise ValueError(f"case {self.id} does not annotate {unknown[0]!r}; it annotates {known}")
-        with self._stored_masks() as packed:
-            return unpack_masks(packed, self.places, structures, region)
+        return self._read_masks(unpack_masks, structures, region)
 
-    @contextmanager
-    def _stored_masks(self) -> Iterator[np.ndarray]:
+    def _read_masks(
+        self, read: Callable[..., np.ndarray], structures: Sequence[str], where: Slices | Size
+    ) -> np.ndarray:
         path = self.folder / MASKS
         try:
-            yield open_masks(path)
+            return read(open_masks(path), self.places, structures, where)
         except ValueError as error:
             raise UserError(f"{path} is damaged ({error}); run prepare again.") from error
 
