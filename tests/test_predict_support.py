@@ -15,7 +15,7 @@ from small_cases import call
 from test_support import disc
 
 from adaptmedseg.checkpoints.sam import save_sam
-from adaptmedseg.evaluation.metrics import dice
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.models.sam import Sam
 
 

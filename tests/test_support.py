@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from sam_cases import TINY_SAM, picture
 from scipy.optimize import minimize
 
+from adaptmedseg.data.overlap import dice
 from adaptmedseg.data.pictures.planes import Planes
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.metrics import dice
 from adaptmedseg.inference.support.calibration import RIDGE, Sampled, calibrate, sample_pixels
 from adaptmedseg.inference.support.consistency import neighbours_agree
 from adaptmedseg.inference.support.filters import local_features
