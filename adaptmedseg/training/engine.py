@@ -47,7 +47,8 @@ class Engine:
         else:
             self.forward = self.accelerator.prepare(forward)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        optimisers = build_optimisers(model, config.optimiser)
+        dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+        optimisers = build_optimisers(model, config.optimiser, dtype)
         self.optimisers = [self.accelerator.prepare(optimiser) for optimiser in optimisers]
         self.average = WeightAverage(self.parameters, config.optimiser.ema)
         self.state = TrainingState(model, self.average, optimisers)

@@ -19,10 +19,10 @@ STEPS = 5
 EPS = 1e-7
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """Matrices (n, r, c), r ≤ c, to approximately orthonormal rows, by Newton–Schulz iterations in bfloat16."""
+def orthogonalise(matrices: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """Matrices (n, r, c), r ≤ c, to approximately orthonormal rows, by Newton–Schulz iterations in `dtype`."""
     a, b, c = COEFFICIENTS
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=EPS)
     for _ in range(STEPS):
         gram = x @ x.mT
@@ -31,9 +31,20 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
 
 class BatchedMuon(Optimizer):
-    """Orthogonalised momentum for two-dimensional parameters, with AdamW's scale of updates and decoupled decay."""
+    """Orthogonalised momentum for two-dimensional parameters, with AdamW's scale of updates and decoupled decay.
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
+    `dtype` is what it is orthogonalised in: bfloat16 turns the last bits of float32 gradients into different updates.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        dtype: torch.dtype = torch.bfloat16,
+    ):
+        self.dtype = dtype
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         wrong = [p.shape for group in self.param_groups for p in group["params"] if p.ndim != 2]
         if wrong:
@@ -60,7 +71,8 @@ class BatchedMuon(Optimizer):
         buffers = [self._buffer(p) for p in parameters]
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, buffers, group["momentum"])
-        updates = orthogonalise(torch.stack([x.mT if x.shape[0] > x.shape[1] else x for x in map(whole, nesterov)]))
+        wide = [x.mT if x.shape[0] > x.shape[1] else x for x in map(whole, nesterov)]
+        updates = orthogonalise(torch.stack(wide), self.dtype)
         updates = updates.to(parameters[0].dtype)
         # The root mean square of AdamW's updates is about 0.2 (Liu et al. 2025, arXiv:2502.16982).
         rate = group["lr"] * 0.2 * max(parameters[0].shape) ** 0.5
