@@ -23,7 +23,8 @@ from adaptmedseg.doctor.cost import TRIED_STEPS, measure_cost
 from adaptmedseg.doctor.picture import case_png
 from adaptmedseg.doctor.proposal import propose
 from adaptmedseg.errors import UserError
-from adaptmedseg.training.config import AugmentConfig, BudgetConfig, TrainConfig, load_config
+from adaptmedseg.training.config import AugmentConfig, BudgetConfig, TrainConfig
+from adaptmedseg.training.config_file import load_config
 
 LABELS = {1: "left kidney", 2: "right kidney"}
 OPTIONS = ("--modality", "T2 MRI", "--label", "1=liver", "--label", "2=spleen")

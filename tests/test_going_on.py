@@ -20,9 +20,9 @@ from training_cases import arguments, same_weights, start, training_chain
 
 from adaptmedseg.training import checkpoint as checkpoint_module
 from adaptmedseg.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
-from adaptmedseg.training.config import CheckpointConfig
 from adaptmedseg.training.keeper import CheckpointKeeper
 from adaptmedseg.training.random_states import random_states, restore_random_states
+from adaptmedseg.training.running_config import CheckpointConfig
 from adaptmedseg.training.stop import STOPPED_EXIT, StopRequest
 from adaptmedseg.training.trainer import Trainer
 

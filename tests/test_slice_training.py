@@ -19,7 +19,7 @@ from adaptmedseg.data.pictures.dataset import SliceDataset
 from adaptmedseg.inference.pictures import PicturePredictor
 from adaptmedseg.models.prompts import StructurePrompt
 from adaptmedseg.models.sam import Sam, SamConfig
-from adaptmedseg.training.config import load_config
+from adaptmedseg.training.config_file import load_config
 from adaptmedseg.training.losses import overlap_losses
 from adaptmedseg.training.simulate import box_of
 from adaptmedseg.training.slice_config import SliceTrainConfig
@@ -175,7 +175,7 @@ WRONG = {
     "structure": (["data.structures=[liver]"], "data.structures: 'liver' is in none of the sets"),
     "least": (["data.least=100000"], "data.least: no structure has 100000 pixels"),
     "base": (["base=small"], "holds adaptmedseg-base-1"),
-    "no key": (["adapter=null"], "adapter: Extra inputs are not permitted"),
+    "no key": (["adapter=null"], "adapter: there is no such key"),
 }
 
 

@@ -28,9 +28,8 @@ from adaptmedseg.training.config import (
     OptimiserConfig,
     PromptConfig,
     TrainConfig,
-    load_config,
-    named_model,
 )
+from adaptmedseg.training.config_file import load_config, named_model
 from adaptmedseg.training.losses import bce_loss, dice_loss, segmentation_loss, target_on_map
 from adaptmedseg.training.muon import BatchedMuon
 from adaptmedseg.training.observer import Observer
@@ -386,9 +385,9 @@ def test_two_precisions_in_one_process(tiny_base: SegVol) -> None:
 def test_validations_see_the_average_and_leave_the_weights(tiny_base: SegVol) -> None:
     seen: list[float] = []
 
-    def validate(model: nn.Module) -> float:
+    def validate(model: nn.Module) -> dict[str, float]:
         seen.append(float(next(model.parameters()).detach().sum()))
-        return 0.5
+        return {"val_dice": 0.5}
 
     class Watch(Observer):
         def logged(self, done: float, row: dict[str, float]) -> None:

@@ -27,7 +27,8 @@ from adaptmedseg.data.repair import repair_folder
 from adaptmedseg.device import pick_device
 from adaptmedseg.doctor.console import print_report
 from adaptmedseg.doctor.examine import Gallery, write_examination
-from adaptmedseg.training.config import TrainConfig, load_config
+from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.config_file import load_config
 
 PROPOSAL_STARTS_FROM = "adapt"
 Out = Annotated[Path | None, typer.Option(help="Folder for check.html, check.json and proposed.yaml; written anew.")]

@@ -27,7 +27,8 @@ from adaptmedseg.evaluation.verdict import Goals
 from adaptmedseg.inference.loading import load_model, ungated
 from adaptmedseg.phantoms import write_phantoms
 from adaptmedseg.preprocessing.folder import prepare_folder
-from adaptmedseg.training.config import TrainConfig, load_config
+from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.config_file import load_config
 from adaptmedseg.training.run import run_training
 from adaptmedseg.training.run_folder import check_free
 

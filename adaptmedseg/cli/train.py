@@ -1,6 +1,7 @@
 """`adaptmedseg train`: one training from a configuration."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -15,19 +16,22 @@ from adaptmedseg.data.leaks import refuse_leaks
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.device import pick_device
 from adaptmedseg.evaluation.evaluate import Asked, evaluate_cases, mean_dice
+from adaptmedseg.evaluation.records import Record
 from adaptmedseg.inference.loading import AnyModel
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.segvol import SMALL, SegVol
 from adaptmedseg.models.unet import ReferenceUNet
-from adaptmedseg.training.config import TrainConfig, load_config, named_model
+from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.config_file import load_config, named_model
+from adaptmedseg.training.position import TrainResult
 from adaptmedseg.training.processes import Processes
 from adaptmedseg.training.run import run_training, settled
 from adaptmedseg.training.run_folder import RunFolder
 from adaptmedseg.training.slice_config import SliceTrainConfig
 from adaptmedseg.training.slice_run import run_slice_training
 from adaptmedseg.training.stop import StopRequest
-from adaptmedseg.training.trainer import TrainResult
+from adaptmedseg.training.trainer import Validate
 
 
 def train(
@@ -72,7 +76,7 @@ def train_volumes(settings: TrainConfig, out: Path, device: torch.device, *, res
         print(f"{out}: is finished")
         return
     with StopRequest().by_signal() as stop, training_bar(f"training {settings.name}") as shown:
-        validate = validator(settings, device)
+        validate = validator(settings, processes)
         model, result = run_training(
             settings, out, device, resume=resume, validate=validate, observers=[shown], stop=stop
         )
@@ -133,26 +137,52 @@ def can_segment(model: nn.Module, structure: str) -> bool:
     return not isinstance(model, ReferenceUNet) or structure in model.structures
 
 
-def validator(config: TrainConfig, device: torch.device) -> Callable[[nn.Module], float] | None:
-    """Mean Dice over the 'val' cases of the training data, asked by name alone; None where there are none."""
+def validator(config: TrainConfig, processes: Processes) -> Validate | None:
+    """Scores of the 'val' cases of the training data, asked by name alone; None where there are none.
+
+    The processes share the cases.
+    """
     if not config.validations or not config.data.paths or config.data.fold is not None:
         return None
     datasets = [PreparedDataset.open(path) for path in config.data.paths]
     if not any(dataset.cases("val") for dataset in datasets):
         return None
 
-    def validate(model: nn.Module) -> float:
+    def validate(model: nn.Module) -> dict[str, float]:
         base = model.base if isinstance(model, AdaptedSegVol) else model
         view = base.config if isinstance(base, SegVol) else SMALL
         training = model.training
         asked_model = cast(AnyModel, model.eval())  # run_training builds nothing else
+        device = next(model.parameters()).device
         segmenter = CropSegmenter(asked_model, view.spatial_size, view.resize, device)
-        records = []
+        records: list[Record] = []
         for dataset in datasets:
             asked = Asked(config.name, dataset.name, normalisation_of=lambda modality: config.data.normalise)
             structures = [name for name in config.data.structures or dataset.structures if can_segment(model, name)]
-            records += evaluate_cases(segmenter, dataset.cases("val"), structures, asked)
+            own = dataset.cases("val")[processes.rank :: processes.count]
+            records += evaluate_cases(segmenter, own, structures, asked)
         model.train(training)
-        return mean_dice(records)
+        return validation_scores([record for part in processes.gathered(records) for record in part])
 
     return validate
+
+
+def validation_scores(records: Sequence[Record]) -> dict[str, float]:
+    """The metrics that a configuration's `selection` knows, and the Dice of every structure in every modality."""
+    of_modality = {
+        name: [record for record in records if record.modality == name]
+        for name in sorted({record.modality for record in records})
+    }
+    of_task = {
+        f"val_dice {modality}, {structure}": mean_dice([r for r in scores if r.structure == structure])
+        for modality, scores in of_modality.items()
+        for structure in sorted({r.structure for r in scores})
+    }
+    scored = [value for value in of_task.values() if not math.isnan(value)]
+    means = [value for value in map(mean_dice, of_modality.values()) if not math.isnan(value)]
+    return {
+        "val_dice": mean_dice(records),
+        "val_dice_modalities": sum(means) / len(means) if means else math.nan,
+        "val_dice_worst": min(scored, default=math.nan),
+        **of_task,
+    }

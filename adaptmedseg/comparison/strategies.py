@@ -6,7 +6,8 @@ from pathlib import Path
 import yaml
 
 from adaptmedseg.errors import UserError
-from adaptmedseg.training.config import NoTraining, TrainConfig, load_config
+from adaptmedseg.training.config import NoTraining, TrainConfig
+from adaptmedseg.training.config_file import load_config
 
 Strategy = TrainConfig | NoTraining
 ZERO_SHOT = NoTraining(name="zero_shot", train="nothing")

@@ -1,15 +1,13 @@
 """The training configuration: one complete YAML an experiment, checked before anything runs."""
 
-from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, Protocol
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from adaptmedseg.data.normalise import SEGVOL, Normalisation
-from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
+from adaptmedseg.training.running_config import CheckpointConfig, ComputeConfig, SelectionConfig
 from adaptmedseg.training.strict import Fraction, Positive, Strict
 
 Temperature = Annotated[float, Field(ge=1)]
@@ -106,30 +104,6 @@ class OptimiserConfig(Strict):
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 
-class CheckpointConfig(Strict):
-    """How often a training writes a checkpoint to go on from: every `minutes` by the clock on the wall, every `steps`,
-    or whichever comes first; with neither, only when it is asked to stop. The last `keep` of them stay.
-
-    They are removed when the training is done, unless it is `extendable`: then the last one stays, and the same
-    training with a larger budget goes on from it.
-    """
-
-    minutes: Positive | None = 10.0
-    steps: Annotated[int, Field(ge=1)] | None = None
-    keep: Annotated[int, Field(ge=1)] = 2
-    extendable: bool = False
-
-
-class ComputeConfig(Strict):
-    """How a training is computed. None of this changes what is learnt, but for rounding.
-
-    `accumulate` cuts each process's share of a batch into that many pieces, computed one after the other, so that less
-    memory is needed.
-    """
-
-    accumulate: Annotated[int, Field(ge=1)] = 1
-
-
 class GrowConfig(Strict):
     """A trained adapter (file or run folder) that gets tokens for more tasks or modalities.
 
@@ -161,8 +135,8 @@ class TrainConfig(Strict):
 
     With `grow` the adapter is a trained one that gets more tokens; `base` is then the one that it names, unless given.
     `batch_size` counts the images of a step over all processes. `validations` is how often, evenly spread, the cases of
-    the split 'val' are scored on the way. At most 24 `structures_per_image`: their masks are moved together as the bits
-    of one float32 map.
+    the split 'val' are scored on the way. fp16 needs a GPU. At most 24 `structures_per_image`: their masks are moved
+    together as the bits of one float32 map.
     """
 
     name: str
@@ -175,12 +149,13 @@ class TrainConfig(Strict):
     budget: BudgetConfig
     batch_size: Annotated[int, Field(ge=1)] = 2
     structures_per_image: Annotated[int, Field(ge=1, le=24)] = 3
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     validations: Annotated[int, Field(ge=0)] = 0
     prompts: PromptConfig = PromptConfig()
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
+    selection: SelectionConfig = SelectionConfig()
     compute: ComputeConfig = ComputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
@@ -206,6 +181,32 @@ class TrainConfig(Strict):
             raise ValueError("grow takes its adapter from a file: set adapter to null and model to segvol")
         return self
 
+    @model_validator(mode="after")
+    def selection_needs_scores(self) -> "TrainConfig":
+        if not self.validations and (self.selection.keep == "best" or self.selection.patience is not None):
+            raise ValueError("selection chooses by validations, and there are none: set validations, such as 10")
+        return self
+
+    @model_validator(mode="after")
+    def computed_in_one_way(self) -> "TrainConfig":
+        compute = self.compute
+        if compute.parallel == "fsdp":
+            if self.model != "segvol" or self.adapter is not None or self.grow is not None:
+                raise ValueError(
+                    "fsdp shares the weights of a base that is trained whole between processes; an adapter or a U-Net "
+                    "fits into each: set compute.parallel to ddp"
+                )
+            if self.precision == "fp16":
+                raise ValueError("fsdp scales no gradients, as fp16 needs it: set precision to bf16")
+        if compute.gradient_checkpointing and self.model == "unet":
+            raise ValueError("the U-Net has no blocks to compute twice: set compute.gradient_checkpointing to false")
+        if compute.gradient_checkpointing and compute.compile:
+            raise ValueError(
+                "blocks are either compiled or computed twice: set one of compute.compile and "
+                "compute.gradient_checkpointing to false"
+            )
+        return self
+
 
 class LoopConfig(Protocol):
     """What the training loop needs of a configuration, whatever model and data it is of."""
@@ -223,65 +224,8 @@ class LoopConfig(Protocol):
     @property
     def optimiser(self) -> OptimiserConfig: ...
     @property
+    def selection(self) -> SelectionConfig: ...
+    @property
     def compute(self) -> ComputeConfig: ...
     @property
     def checkpoint(self) -> CheckpointConfig: ...
-
-
-Config = TypeVar("Config", bound=BaseModel)
-
-
-def named_model(path: Path) -> str | None:
-    """Which model a configuration says that it trains; None where it doesn't, or can't be read."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
-        return None
-    return values.get("model") if isinstance(values, dict) else None
-
-
-def load_config(path: Path, kind: type[Config], overrides: dict[str, object] | None = None) -> Config:
-    """Read a YAML file as `kind`; `overrides` maps dotted keys to values. UserError names file, key and remedy."""
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such configuration file; give the path of a YAML file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: holds no keys; start from one of the shipped configurations")
-    for key, value in (overrides or {}).items():
-        _set(path, values, key.split("."), value)
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path}: {key}: {first['msg']} (value: {first['input']!r})") from None
-
-
-def _set(path: Path, values: dict, keys: list[str], value: object) -> None:
-    """Set one dotted key; entries of a list go by their number."""
-    whole = ".".join(keys)
-    place: dict | list = values
-    for depth, key in enumerate(keys[:-1], 1):
-        _check_number(path, whole, keys[: depth - 1], place, key)
-        inner = place.setdefault(key, {}) if isinstance(place, dict) else place[int(key)]
-        if not isinstance(inner, dict | list):
-            part = ".".join(keys[:depth])
-            raise UserError(f"{path}: {whole}: cannot be set while {part} is {inner!r}; write {part} out in the file")
-        place = inner
-    _check_number(path, whole, keys[:-1], place, keys[-1])
-    if isinstance(place, dict):
-        place[keys[-1]] = value
-    else:
-        place[int(keys[-1])] = value
-
-
-def _check_number(path: Path, whole: str, above: list[str], place: dict | list, key: str) -> None:
-    """UserError where `place` is a list and `key` is not the number of one of its entries."""
-    if isinstance(place, list) and (not key.isdecimal() or int(key) >= len(place)):
-        count = "1 entry" if len(place) == 1 else f"{len(place)} entries"
-        raise UserError(f"{path}: {whole}: {'.'.join(above)} has {count}, numbered from 0; write new ones in the file")

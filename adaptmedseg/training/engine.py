@@ -1,20 +1,26 @@
 """One step of a training, on however many processes and whatever devices, over Accelerate."""
 
-from contextlib import nullcontext
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from adaptmedseg.errors import UserError
 from adaptmedseg.models.growing import frozen_numbers
 from adaptmedseg.training.average import WeightAverage
+from adaptmedseg.training.computing import compiled, computed_twice, deterministic
 from adaptmedseg.training.config import LoopConfig
 from adaptmedseg.training.objective import ModalityObjective, Objective
 from adaptmedseg.training.optimisers import build_optimisers, learning_rate_factor
 from adaptmedseg.training.processes import Processes
 from adaptmedseg.training.sampling import Batch
+from adaptmedseg.training.sharding import shard
 from adaptmedseg.training.state import TrainingState
 
 
@@ -27,16 +33,34 @@ class Engine:
 
     def __init__(self, model: nn.Module, modalities: list[str], config: LoopConfig, device: torch.device):
         self.config = config
-        self.model = model
         self.accelerator = _accelerator(config, device)
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
         self.modality = ModalityObjective(model, modalities)
-        self.forward = self.accelerator.prepare(Objective(model, config.loss, self.modality, config.prompts.clicks))
+        self.undo = ExitStack()  # what is done to the model for the time of its training
+        self._compute(model)
+        forward = Objective(model, config.loss, self.modality, config.prompts.clicks)
+        self.model = model
+        self.plain: nn.Module | None = None  # where the weights are shared out: a model that can hold all of them
+        if config.compute.parallel == "fsdp" and self.processes.count > 1:
+            self.plain = copy.deepcopy(model)
+            self.forward: Any = shard(forward, self.device, self.processes.count)
+        else:
+            self.forward = self.accelerator.prepare(forward)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        optimisers = build_optimisers(model, config.optimiser)
+        dtype = torch.float32 if config.precision == "fp32" else torch.bfloat16
+        optimisers = build_optimisers(model, config.optimiser, dtype)
         self.optimisers = [self.accelerator.prepare(optimiser) for optimiser in optimisers]
         self.average = WeightAverage(self.parameters, config.optimiser.ema)
         self.state = TrainingState(model, self.average, optimisers)
+
+    def _compute(self, model: nn.Module) -> None:
+        compute = self.config.compute
+        if compute.deterministic:
+            self.undo.enter_context(deterministic())
+        if compute.gradient_checkpointing:
+            self.undo.enter_context(computed_twice(model))
+        if compute.compile:
+            self.undo.enter_context(compiled(model))
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +85,7 @@ class Engine:
         )
         losses = []
         for number, batch in enumerate(batches, 1):
-            with nullcontext() if number == len(batches) else self.accelerator.no_sync(self.forward):
+            with self._gradients_shared(number == len(batches)):
                 loss = self._loss(batch, prompts, images)
                 # Gradients are averaged over the processes, whose parts of the loss are to be summed.
                 self.accelerator.backward(loss * self.processes.count)
@@ -72,6 +96,18 @@ class Engine:
             optimiser.zero_grad()
         self.average.update()
         return float(torch.stack(losses).sum())
+
+    @contextmanager
+    def _gradients_shared(self, now: bool) -> Iterator[None]:
+        """Have processes average their gradients at the end of a backward pass, or add them up for a later one."""
+        if isinstance(self.forward, FSDPModule):
+            self.forward.set_requires_gradient_sync(now)
+            yield
+        elif now:
+            yield
+        else:
+            with self.accelerator.no_sync(self.forward):
+                yield
 
     def _loss(self, batch: Batch, prompts: float, images: float) -> Tensor:
         """A batch's part of the loss of a step that has so many prompts and images."""
@@ -87,6 +123,16 @@ class Engine:
             for group in optimiser.param_groups:
                 group["lr"] = settings.lr * learning_rate_factor(done, settings.warmup)
 
+    @contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """Within the block, the model with the averaged weights: a call of every process together."""
+        if self.plain is None:
+            with self.average.in_place():
+                yield self.model
+        else:
+            self.state.copy_average(self.plain)
+            yield self.plain.to(self.device)
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint holds of this beside tensors."""
         scaler = self.accelerator.scaler
@@ -98,13 +144,22 @@ class Engine:
         if self.accelerator.scaler is not None and facts["scaler"]:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
 
-    def finish(self) -> None:
-        """Leave the averaged weights in the model, as it was before it was prepared."""
+    def finish(self) -> nn.Module:
+        """The model with the averaged weights, or the best ones where they were kept, as it was before it was prepared:
+        the one that was given, or, where its weights were shared out, a copy of it."""
+        self.state.take_best()
+        self.undo.close()
+        if self.plain is not None:
+            self.state.copy_average(self.plain)
+            return self.plain
         self.average.swap()
         self.accelerator.unwrap_model(self.forward, keep_fp32_wrapper=False)
+        return self.model
 
 
 def _accelerator(config: LoopConfig, device: torch.device) -> Accelerator:
+    if config.precision == "fp16" and device.type != "cuda":
+        raise UserError(f"precision fp16: needs a CUDA device, and this training runs on {device.type}; set it to bf16")
     AcceleratorState._reset_state(reset_partial_state=True)  # else a process is bound to its first run's precision
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # Accelerate takes the current one

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptmedseg.training.checkpoint import Checkpoint, CheckpointFolder
-from adaptmedseg.training.config import CheckpointConfig
+from adaptmedseg.training.running_config import CheckpointConfig
 
 IDENTITY = "identity"
 

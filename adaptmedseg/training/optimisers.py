@@ -40,11 +40,13 @@ def matrices_of(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in found if p.requires_grad and p.ndim == 2 and min(p.shape) > 1]
 
 
-def build_optimisers(model: nn.Module, config: OptimiserConfig) -> list[torch.optim.Optimizer]:
+def build_optimisers(
+    model: nn.Module, config: OptimiserConfig, dtype: torch.dtype = torch.bfloat16
+) -> list[torch.optim.Optimizer]:
     """Optimisers over the parameters that require gradients: matrices decay; biases, norms and tokens don't.
 
     Muon takes the matrices (Jordan et al. 2024, with AdamW's scale of updates, so that one learning rate serves both);
-    embeddings, convolutions and vectors stay with AdamW.
+    embeddings, convolutions and vectors stay with AdamW. `dtype` is what Muon orthogonalises in.
     """
     matrices = matrices_of(model)
     chosen = {id(p) for p in matrices}
@@ -53,5 +55,5 @@ def build_optimisers(model: nn.Module, config: OptimiserConfig) -> list[torch.op
     if config.matrices == "adamw" or not matrices:
         decayed = [{"params": matrices, "weight_decay": config.weight_decay}]
         return [torch.optim.AdamW(decayed + plain if matrices else plain, lr=config.lr)]
-    muon = BatchedMuon(matrices, lr=config.lr, weight_decay=config.weight_decay)
+    muon = BatchedMuon(matrices, lr=config.lr, weight_decay=config.weight_decay, dtype=dtype)
     return [muon, torch.optim.AdamW(plain, lr=config.lr)] if rest else [muon]

@@ -9,6 +9,7 @@ from torch import nn
 
 from adaptmedseg.adapters.file import read_card
 from adaptmedseg.checkpoints.store import model_path
+from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.segvol import SMALL, SegVol, Size3
 from adaptmedseg.models.unet import ReferenceUNet
@@ -17,12 +18,13 @@ from adaptmedseg.training.config import TrainConfig
 from adaptmedseg.training.identity import identity, refuse_other
 from adaptmedseg.training.keeper import IDENTITY, CheckpointKeeper
 from adaptmedseg.training.observer import Observer
+from adaptmedseg.training.position import TrainResult
 from adaptmedseg.training.processes import Processes
 from adaptmedseg.training.run_folder import RunFolder, save_run
 from adaptmedseg.training.sampling import BatchStream
 from adaptmedseg.training.start import Start, grow_adapter, load_start, normalised_alike, what_learns
 from adaptmedseg.training.stop import StopRequest
-from adaptmedseg.training.trainer import Trainer, TrainResult, Validate
+from adaptmedseg.training.trainer import Trainer, Validate
 from adaptmedseg.training.training_set import TrainingSet, fitted, load_training_set, training_cases
 
 
@@ -77,6 +79,8 @@ def run_training(
 
     Raises UserError for what cannot be trained, or gone on with, here; TrainingStopped where `stop` was made.
     """
+    if validate is None and (config.selection.keep == "best" or config.selection.patience is not None):
+        raise UserError("selection: chooses by cases of the split 'val', and the data have none; set keep to last")
     processes, folder = Processes.join(device), RunFolder(out)
     with ExitStack() as claim:
         processes.of_first(lambda: claim.enter_context(folder.claimed(resume)))
@@ -94,7 +98,7 @@ def run_training(
             if found is not None:
                 trainer.restore(found)
             result = trainer.run(validate, observers, keeper, stop)
-        model.to("cpu").eval()
+        model = trainer.model.to("cpu").eval()
 
         def write() -> None:
             save_run(out, config, model, start, data, result)

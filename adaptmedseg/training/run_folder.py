@@ -23,9 +23,9 @@ from adaptmedseg.training.checkpoint import CheckpointFolder
 from adaptmedseg.training.config import TrainConfig
 from adaptmedseg.training.identity import refuse_other, settings
 from adaptmedseg.training.lock import locked
+from adaptmedseg.training.position import TrainResult
 from adaptmedseg.training.slice_config import SliceTrainConfig
 from adaptmedseg.training.start import Start, history_of_growth
-from adaptmedseg.training.trainer import TrainResult
 from adaptmedseg.training.training_set import TrainingSet
 
 CONFIG, HISTORY = "config.yaml", "history.json"

@@ -8,11 +8,10 @@ from adaptmedseg.training.config import (
     AugmentConfig,
     BalanceConfig,
     BudgetConfig,
-    CheckpointConfig,
-    ComputeConfig,
     OptimiserConfig,
 )
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
+from adaptmedseg.training.running_config import CheckpointConfig, ComputeConfig, SelectionConfig
 from adaptmedseg.training.strict import Strict
 
 
@@ -50,6 +49,11 @@ class SliceTrainConfig(Strict):
     compute: ComputeConfig = ComputeConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
 
+    @property
+    def selection(self) -> SelectionConfig:
+        """The weights of the end: there are no validations to choose by."""
+        return SelectionConfig()
+
     @model_validator(mode="after")
     def fits_pictures(self) -> "SliceTrainConfig":
         for name in ("motion", "ghosting", "anisotropy"):
@@ -57,4 +61,6 @@ class SliceTrainConfig(Strict):
                 raise ValueError(f"augment.{name} is for volumes: set it to 0")
         if any(share and "text" in kind for kind, share in self.prompts.shares.items()):
             raise ValueError("a SAM is not asked by text: set its shares in prompts to 0")
+        if self.compute.parallel == "fsdp":
+            raise ValueError("a SAM fits into each process: set compute.parallel to ddp")
         return self

@@ -15,13 +15,14 @@ from adaptmedseg.models.sam import Sam
 from adaptmedseg.training.identity import CASE, settings
 from adaptmedseg.training.keeper import CheckpointKeeper
 from adaptmedseg.training.observer import Observer
+from adaptmedseg.training.position import TrainResult
 from adaptmedseg.training.processes import Processes
 from adaptmedseg.training.run import last_checkpoint
 from adaptmedseg.training.run_folder import RunFolder, new_run
 from adaptmedseg.training.slice_config import SliceTrainConfig
 from adaptmedseg.training.slice_stream import SliceStream, SliceView, view_of
 from adaptmedseg.training.stop import StopRequest
-from adaptmedseg.training.trainer import Trainer, TrainResult
+from adaptmedseg.training.trainer import Trainer
 
 Items = list[tuple[SliceDataset, SliceItem]]
 

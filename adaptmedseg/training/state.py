@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from adaptmedseg.errors import UserError
 from adaptmedseg.training.average import WeightAverage
+from adaptmedseg.training.sharding import like, whole
 
-MODEL, AVERAGE, OPTIMISER = "model", "average", "optimiser"
+MODEL, AVERAGE, BEST, OPTIMISER = "model", "average", "best", "optimiser"
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -27,32 +27,58 @@ class TrainingState:
         self.parameters = trained_parameters(model)
         self.average = average
         self.optimisers = optimisers
+        self.best: list[Tensor] | None = None  # the average at the best validation, where it is kept
+
+    def keep_best(self) -> None:
+        """Keep the average as it is now."""
+        self.best = [tensor.clone() for tensor in self.average.average]
+
+    def take_best(self) -> None:
+        """Go back to the average that was kept, if one was."""
+        if self.best is not None:
+            self.average.average = [tensor.clone() for tensor in self.best]
+
+    def copy_average(self, model: nn.Module) -> None:
+        """Copy the average, whole, and the buffers into another copy of the model."""
+        target = dict(model.state_dict(keep_vars=True))
+        averages = dict(zip(self.parameters, self.average.average, strict=True))
+        with torch.no_grad():
+            for name, tensor in self._own().items():
+                target[name].copy_(whole(averages.get(name, tensor)))
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor, whole, sharing memory with the training where it can."""
-        found = {f"{MODEL}.{name}": _whole(tensor) for name, tensor in self._own().items()}
+        found = {f"{MODEL}.{name}": whole(tensor) for name, tensor in self._own().items()}
         averages = zip(self.parameters, self.average.average, strict=True)
-        found |= {f"{AVERAGE}.{name}": _whole(tensor) for name, tensor in averages}
+        found |= {f"{AVERAGE}.{name}": whole(tensor) for name, tensor in averages}
+        best = zip(self.parameters, self.best or [], strict=self.best is not None)
+        found |= {f"{BEST}.{name}": whole(tensor) for name, tensor in best}
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         for optimiser in self.optimisers:
             for parameter, entries in optimiser.state.items():
                 prefix = f"{OPTIMISER}.{names[id(parameter)]}"
-                found |= {f"{prefix}.{key}": _whole(value) for key, value in entries.items()}
+                found |= {f"{prefix}.{key}": whole(value) for key, value in entries.items()}
         return found
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Replace every tensor. UserError where these are not a state of this model, which then is as it was."""
         wanted = {f"{MODEL}.{name}": tensor for name, tensor in self._own().items()}
         wanted |= {f"{AVERAGE}.{name}": tensor for name, tensor in self.parameters.items()}
+        if any(name.startswith(f"{BEST}.") for name in tensors):
+            wanted |= {f"{BEST}.{name}": tensor for name, tensor in self.parameters.items()}
         kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{OPTIMISER}.")}
         wrong = sorted(wanted.keys() ^ kept.keys()) or [n for n in wanted if wanted[n].shape != kept[n].shape]
         if wrong:
             raise UserError(f"the checkpoint is not of this model (first difference: {wrong[0]})")
         with torch.no_grad():
             for name, own in self._own().items():
-                own.copy_(_like(own, kept[f"{MODEL}.{name}"]))
+                own.copy_(like(own, kept[f"{MODEL}.{name}"]))
             for name, average in zip(self.parameters, self.average.average, strict=True):
-                average.copy_(_like(average, kept[f"{AVERAGE}.{name}"]))
+                average.copy_(like(average, kept[f"{AVERAGE}.{name}"]))
+            if f"{BEST}.{next(iter(self.parameters))}" in kept:
+                self.keep_best()
+                for name, best in zip(self.parameters, self.best or [], strict=True):
+                    best.copy_(like(best, kept[f"{BEST}.{name}"]))
         states: dict[str, dict[str, Tensor]] = {}
         for name in tensors.keys() - kept.keys():
             parameter, _, key = name.removeprefix(f"{OPTIMISER}.").rpartition(".")
@@ -64,7 +90,7 @@ class TrainingState:
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         own = [parameter for group in optimiser.param_groups for parameter in group["params"]]
         entries = {
-            index: {key: _like(parameter, value) for key, value in states[names[id(parameter)]].items()}
+            index: {key: like(parameter, value) for key, value in states[names[id(parameter)]].items()}
             for index, parameter in enumerate(own)
             if names[id(parameter)] in states
         }
@@ -75,14 +101,3 @@ class TrainingState:
         stored = self.model.state_dict(keep_vars=True)
         buffers = {name for name, _ in self.model.named_buffers()}
         return {name: tensor for name, tensor in stored.items() if name in self.parameters or name in buffers}
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def _like(own: Tensor, whole: Tensor) -> Tensor:
-    """A whole tensor, sharded as the model's own is; one of another shape, such as a count of steps, as it is."""
-    if isinstance(own, DTensor) and own.shape == whole.shape:
-        return distribute_tensor(whole.to(own.device), own.device_mesh, own.placements)
-    return whole

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import chain
 
 import torch
@@ -16,46 +16,31 @@ from adaptmedseg.training.config import LoopConfig
 from adaptmedseg.training.engine import Engine
 from adaptmedseg.training.keeper import CheckpointKeeper
 from adaptmedseg.training.observer import Observer
+from adaptmedseg.training.position import Position, TrainResult
 from adaptmedseg.training.random_states import random_states, restore_random_states
 from adaptmedseg.training.sampling import Batch, SampleStream, Share
 from adaptmedseg.training.stop import StopRequest, TrainingStopped, leave_signals_to_parent
 
-Validate = Callable[[nn.Module], float]
+Validate = Callable[[nn.Module], Mapping[str, float]]
 LOG_EVERY = 10
 
 
-def build_loader(stream: SampleStream, device: torch.device) -> DataLoader:
+def build_loader(stream: SampleStream, device: torch.device, workers: int | None = None) -> DataLoader:
     """Batches made beside an accelerator's steps; on a CPU between them: a step there waits for its slowest thread."""
-    if device.type == "cpu":
+    if workers is None:
+        workers = 0 if device.type == "cpu" else 1
+    if workers == 0:
         return DataLoader(stream, batch_size=None)
-    return DataLoader(stream, batch_size=None, num_workers=1, prefetch_factor=4, worker_init_fn=leave_signals_to_parent)
-
-
-@dataclass
-class Position:
-    """How far a training is: steps, seconds that count against its budget, validations made, losses since the last row
-    of the history, and that history: one row a logged step (step, minutes, loss, lr, and val_dice where measured)."""
-
-    step: int = 0
-    seconds: float = 0.0
-    checks: int = 0
-    recent: list[float] = field(default_factory=list)
-    history: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass
-class TrainResult:
-    """What a training did: its history, as in `Position`, how many numbers it trained, and what is to be said of it."""
-
-    history: list[dict[str, float]] = field(default_factory=list)
-    steps: int = 0
-    minutes: float = 0.0
-    trained: int = 0
-    notes: list[str] = field(default_factory=list)
+    return DataLoader(
+        stream, batch_size=None, num_workers=workers, prefetch_factor=4, worker_init_fn=leave_signals_to_parent
+    )
 
 
 class Trainer:
-    """Trains the parameters of `model` that require gradients; afterwards the model holds their moving average."""
+    """Trains the parameters of `model` that require gradients; afterwards `Trainer.model` holds their moving average.
+
+    It is the model that was given, or a copy where the weights were shared out between processes.
+    """
 
     def __init__(self, model: nn.Module, stream: SampleStream, config: LoopConfig, device: torch.device):
         self.config = config
@@ -101,8 +86,9 @@ class Trainer:
         stop: StopRequest | None = None,
     ) -> TrainResult:
         """Train until the budget is spent. `validate` is called as often as the configuration says, evenly spread, with
-        the averaged weights. Neither its time, nor a checkpoint's, nor the start of the workers counts against a budget
-        in minutes.
+        the averaged weights, on all processes; what it gives goes into the history, and its `selection.metric` decides
+        which weights are the best. Neither its time, nor a checkpoint's, nor the start of the workers counts against a
+        budget in minutes.
 
         Raises TrainingStopped when a process was asked to stop, with a checkpoint where there is a keeper; UserError
         when the loss is no number any more.
@@ -126,7 +112,7 @@ class Trainer:
                 raise TrainingStopped(f"stopped at step {self.position.step}, as asked")
         if keeper is not None and self.config.checkpoint.extendable:
             self._save(keeper, told)
-        self.engine.finish()
+        self.model = self.engine.finish()
         for observer in told:
             observer.ended(self.position.step)
         return self._result()
@@ -135,13 +121,11 @@ class Trainer:
         self.stream.start = self.position.step
         if self._done() >= 1:
             return iter(())
-        made = iter(build_loader(self.stream, self.engine.device))
+        made = iter(build_loader(self.stream, self.engine.device, self.config.compute.workers))
         return chain([next(made)], made)
 
     def _done(self) -> float:
-        """The share of the budget that is spent."""
-        budget = self.config.budget
-        return self.position.step / budget.steps if budget.steps else self.position.seconds / 60 / (budget.minutes or 1)
+        return self.position.done(self.config)
 
     def _agree(self, loss: float, seconds: float, asked: bool, due: bool) -> tuple[bool, bool]:
         """Have all processes know a step's whole loss, the first one's clock, whether any was asked to stop, and
@@ -159,17 +143,16 @@ class Trainer:
         return stops > 0, writes > 0
 
     def _log(self, validate: Validate | None, told: Sequence[Observer]) -> None:
-        at, done = self.position, self._done()
-        loss = sum(at.recent) / len(at.recent)
-        row = {"step": at.step, "minutes": at.seconds / 60, "loss": loss, "lr": self.engine.learning_rate}
-        at.recent = []
-        if validate is not None and done * self.config.validations >= at.checks + 1:
-            at.checks += 1
-            with self.engine.average.in_place():
-                row["val_dice"] = validate(self.model)
+        at = self.position
+        row = at.row(self.engine.learning_rate)
+        if validate is not None and at.check_is_due(self.config):
+            with self.engine.averaged() as model:
+                row |= validate(model)
+            if at.is_best(row[self.config.selection.metric]) and self.config.selection.keep == "best":
+                self.engine.state.keep_best()
         at.history.append(row)
         for observer in told:
-            observer.logged(min(done, 1.0), row)
+            observer.logged(min(self._done(), 1.0), row)
 
     def _save(self, keeper: CheckpointKeeper, told: Sequence[Observer]) -> None:
         checkpoint = self.checkpoint()
@@ -181,4 +164,5 @@ class Trainer:
 
     def _result(self) -> TrainResult:
         at, note = self.position, self.engine.modality.note
-        return TrainResult(at.history, at.step, at.seconds / 60, self.engine.trained_numbers, [note] if note else [])
+        notes = [*([note] if note else []), *at.notes(self.config)]
+        return TrainResult(at.history, at.step, at.seconds / 60, self.engine.trained_numbers, notes)

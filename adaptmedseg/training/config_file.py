@@ -1,0 +1,145 @@
+"""Reading a configuration from YAML: what is wrong with it is said with its key and its line."""
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from yaml.nodes import MappingNode, Node, SequenceNode
+
+from adaptmedseg.errors import UserError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def named_model(path: Path) -> str | None:
+    """Which model a configuration says that it trains; None where it doesn't, or can't be read."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return None
+    return values.get("model") if isinstance(values, dict) else None
+
+
+def load_config(path: Path, kind: type[Config], overrides: dict[str, object] | None = None) -> Config:
+    """Read a YAML file as `kind`; `overrides` maps dotted keys to values.
+
+    UserError names the file, the line, the key and the remedy; the first thing that is wrong is told.
+    """
+    text, values = _read(path)
+    for key, value in (overrides or {}).items():
+        _set(path, values, key.split("."), value)
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{_place(path, text, first['loc'], overrides or {})}: {_what(kind, first)}") from None
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such configuration file; give the path of a YAML file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: holds no keys; start from one of the shipped configurations")
+    return text, values
+
+
+def _place(path: Path, text: str, keys: tuple[int | str, ...], overrides: dict[str, object]) -> str:
+    """Where a value came from: a line of the file, or the command line."""
+    dotted = ".".join(map(str, keys))
+    for key, value in overrides.items():
+        if dotted == key or dotted.startswith(f"{key}."):
+            return f"{path}: {key}={value} (given beside the file)"
+    line = line_of(text, keys)
+    return str(path) if line is None else f"{path}, line {line}"
+
+
+def line_of(text: str, keys: tuple[int | str, ...]) -> int | None:
+    """The line, from 1, of the key that a path of keys and indices leads to, or of the last on the way that is there;
+    None where not even the first is."""
+    node: Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
+    line = None
+    for key in keys:
+        found = _inside(node, key)
+        if found is None:
+            break
+        line, node = found
+    return line
+
+
+def _inside(node: Node | None, key: int | str) -> tuple[int, Node] | None:
+    """The line of a key in a node, and what it holds."""
+    if isinstance(node, MappingNode):
+        for name, value in node.value:
+            if name.value == str(key):
+                return name.start_mark.line + 1, value
+    if isinstance(node, SequenceNode) and isinstance(key, int) and key < len(node.value):
+        return node.value[key].start_mark.line + 1, node.value[key]
+    return None
+
+
+def _what(kind: type[BaseModel], error: ErrorDetails) -> str:
+    """What is wrong with the value at a place, in words."""
+    keys = error["loc"]
+    dotted = ".".join(map(str, keys)) or "the file"
+    if error["type"] == "extra_forbidden":
+        known = sorted(_fields(kind, keys[:-1]))
+        close = get_close_matches(str(keys[-1]), known, n=1)
+        hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(known)}" if known else "remove it"
+        return f"{dotted}: there is no such key; {hint}"
+    if error["type"] == "missing":
+        return f"{dotted}: is missing; add it"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{dotted}: {message} (value: {error['input']!r})"
+
+
+def _fields(kind: Any, keys: tuple[int | str, ...]) -> set[str]:
+    """The keys that a part of a configuration knows."""
+    models = _models(kind)
+    if not keys:
+        return {name for model in models for name in model.model_fields}
+    inner = [model.model_fields[str(keys[0])].annotation for model in models if str(keys[0]) in model.model_fields]
+    if not inner and isinstance(keys[0], int):  # an entry of a list
+        return _fields(kind, keys[1:])
+    return {name for annotation in inner for name in _fields(annotation, keys[1:])}
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models in an annotation such as `list[A] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models(argument)]
+
+
+def _set(path: Path, values: dict, keys: list[str], value: object) -> None:
+    """Set one dotted key; entries of a list go by their number."""
+    whole = ".".join(keys)
+    place: dict | list = values
+    for depth, key in enumerate(keys[:-1], 1):
+        _check_number(path, whole, keys[: depth - 1], place, key)
+        inner = place.setdefault(key, {}) if isinstance(place, dict) else place[int(key)]
+        if not isinstance(inner, dict | list):
+            part = ".".join(keys[:depth])
+            raise UserError(f"{path}: {whole}: cannot be set while {part} is {inner!r}; write {part} out in the file")
+        place = inner
+    _check_number(path, whole, keys[:-1], place, keys[-1])
+    if isinstance(place, dict):
+        place[keys[-1]] = value
+    else:
+        place[int(keys[-1])] = value
+
+
+def _check_number(path: Path, whole: str, above: list[str], place: dict | list, key: str) -> None:
+    """UserError where `place` is a list and `key` is not the number of one of its entries."""
+    if isinstance(place, list) and (not key.isdecimal() or int(key) >= len(place)):
+        count = "1 entry" if len(place) == 1 else f"{len(place)} entries"
+        raise UserError(f"{path}: {whole}: {'.'.join(above)} has {count}, numbered from 0; write new ones in the file")
