@@ -28,6 +28,17 @@ class BalanceConfig(Strict):
     structure: Temperature = 1.0
 
 
+class EmbeddingsConfig(Strict):
+    """Image embeddings that are computed once and trained on, for trainings that leave the image encoder alone.
+
+    They are kept in `folder`, by default that of all trainings in the cache. With `draws` each case is stored that many
+    times, each time with another draw of the augmentation; without, as it is, and nothing may change images.
+    """
+
+    folder: str | None = None
+    draws: Annotated[int, Field(ge=0)] = 0
+
+
 class DataConfig(Strict):
     """Prepared data sets to train on. Cases of the split 'train', or all but fold `fold` where a fold is named.
 
@@ -45,6 +56,7 @@ class DataConfig(Strict):
     zoom_in: Fraction = 0.0
     balance: BalanceConfig = BalanceConfig()
     cache_gib: Positive = 8.0
+    embeddings: EmbeddingsConfig | None = None
 
     @model_validator(mode="after")
     def windows_need_no_whole_crop(self) -> "DataConfig":

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from adaptmedseg.models.segvol import SMALL, SegVol, Size3
 from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.checkpoint import Checkpoint, read_checkpoint
 from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.embeddings import embed_views, with_frozen_encoder
 from adaptmedseg.training.identity import identity, refuse_other
 from adaptmedseg.training.keeper import IDENTITY, CheckpointKeeper
 from adaptmedseg.training.observer import Observer
@@ -90,7 +92,12 @@ def run_training(
         freeze_text_tower(model)
         keeper = CheckpointKeeper(folder.checkpoints(config.checkpoint.keep), config.checkpoint, own)
         with what_learns(config, model, old):
-            trainer = Trainer(model, build_stream(config, data), config, device)
+            stream = build_stream(config, data)
+            if config.data.embeddings is not None:
+                frozen = with_frozen_encoder(config, model)
+                tell = partial(_tell, observers if processes.is_first else ())
+                stream.embeddings = embed_views(stream.views, config, frozen, device, processes, tell)
+            trainer = Trainer(model, stream, config, device)
             if found is not None:
                 trainer.restore(found)
             result = trainer.run(validate, observers, keeper, stop)
@@ -102,6 +109,11 @@ def run_training(
 
         processes.of_first(write)
     return model, result
+
+
+def _tell(observers: Sequence[Observer], text: str) -> None:
+    for observer in observers:
+        observer.noted(text)
 
 
 def build_stream(config: TrainConfig, data: TrainingSet) -> BatchStream:
@@ -125,8 +137,7 @@ def _last_checkpoint(
     def step_of_newest() -> int | None:
         found, told = folder.checkpoints().newest()
         for text in told:
-            for observer in observers:
-                observer.noted(f"{text}; going on from the checkpoint before it")
+            _tell(observers, f"{text}; going on from the checkpoint before it")
         if found is None:
             return None
         refuse_other(folder.training, found.facts[IDENTITY], own)
