@@ -49,6 +49,8 @@ ALLOWED: dict[str, set[str]] = {
 OWNERS = {
     "nibabel": {"data", "preprocessing", "phantoms"},
     "SimpleITK": {"data", "preprocessing", "phantoms"},
+    "PIL": {"data", "doctor", "evaluation"},
+    "tifffile": {"data"},
     "accelerate": {"training"},
     "typer": {"cli"},
     "matplotlib": {"evaluation"},

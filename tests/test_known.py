@@ -13,7 +13,7 @@ import pytest
 from file_server import FileServer, serving
 from small_cases import call
 
-from adaptmedseg.checkpoints import convert, known
+from adaptmedseg.checkpoints import known
 from adaptmedseg.checkpoints.known import KNOWN, KnownWeights, fetch
 from adaptmedseg.checkpoints.store import load_base, save_base
 from adaptmedseg.data.download import Checksum, cache_folder
@@ -154,7 +154,9 @@ def test_the_cache_has_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_the_table_states_facts_of_a_fixed_revision() -> None:
     for name, entry in KNOWN.items():
         assert name == entry.name
-        assert re.fullmatch(r"https://huggingface\.co/BAAI/SegVol/resolve/[0-9a-f]{40}/[\w.]+", entry.url)
+        revision = r"https://huggingface\.co/BAAI/SegVol/resolve/[0-9a-f]{40}/[\w.]+"
+        hashed = r"https://dl\.fbaipublicfiles\.com/segment_anything/sam_vit_[blh]_[0-9a-f]{6}\.pth"
+        assert re.fullmatch(f"{revision}|{hashed}", entry.url)
         assert entry.sha256 is None or re.fullmatch("[0-9a-f]{64}", entry.sha256)
 
 
@@ -187,4 +189,4 @@ def test_a_known_name_is_fetched_and_converted_into_the_cache(
     assert outcome.code == 2
     assert f"{weights.original}: is no checkpoint" in outcome.err
     assert weights.original.read_bytes() == CONTENT
-    assert convert.UNKNOWN_LICENCE not in weights.licence
+    assert known.UNKNOWN_LICENCE not in weights.licence

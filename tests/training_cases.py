@@ -5,20 +5,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
-import subprocess
 import sys
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from accelerate import PartialState
 from safetensors.torch import load_file
 from small_cases import MODALITY, call, small_folder
 from test_cli import CONFIG, write_base
-
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-TRAIN = [sys.executable, "-m", "adaptmedseg.train"]
 
 
 def training_chain(root: Path, **changes: Any) -> Path:
@@ -38,38 +36,46 @@ def arguments(chain: Path, out: Path, *more: str) -> list[str]:
     return [str(chain / "tiny.yaml"), "--out", str(out), "--device", "cpu", *more]
 
 
-def start(*command: str | Path) -> BaseProcess:
+def start(*command: str | Path, **environment: str) -> BaseProcess:
     """`adaptmedseg COMMAND...` in a process of its own, forked from this one: imports are most of a tiny training."""
-    process = multiprocessing.get_context("fork").Process(target=_run, args=command)
+    process = multiprocessing.get_context("fork").Process(target=_run, args=(command, environment))
     process.start()
     return process
 
 
-def _run(*command: str | Path) -> None:
+def _run(command: tuple[str | Path, ...], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    PartialState._reset_state()  # what this process inherited says that it is alone
     outcome = call(*command)
     print(outcome.err, file=sys.stderr)
-    sys.exit(outcome.code)
+    sys.stderr.flush()
+    os._exit(outcome.code)  # the end of a process that was not forked is none of its business
 
 
-def launch(count: int, chain: Path, out: Path, *more: str, timeout: float = 240) -> list[tuple[int, str]]:
-    """A training by several processes; the exit code and the standard error of each."""
+def launch(count: int, *command: str | Path) -> list[BaseProcess]:
+    """The same by several processes that know each other, as a launcher would start them."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = str(found.getsockname()[1])
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    workers = [
-        subprocess.Popen(
-            [*TRAIN, *arguments(chain, out, *more)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env={**ENVIRONMENT, **common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(count)
-    ]  # fmt: skip
-    try:
-        errors = [worker.communicate(timeout=timeout)[1] for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-    return [(worker.returncode, error) for worker, error in zip(workers, errors, strict=True)]
+    common = {
+        "OMP_NUM_THREADS": "1",
+        "WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "true",
+    }
+    return [start(*command, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]
+
+
+def codes(processes: list[BaseProcess], timeout: float = 240) -> list[int | None]:
+    """Their exit codes, once all have ended; those that have not by then are killed."""
+    end = time.monotonic() + timeout
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    for process in processes:
+        process.kill()
+        process.join()
+    return [process.exitcode for process in processes]
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from adaptmedseg.checkpoints.foreign import read_foreign
-from adaptmedseg.checkpoints.known import UNKNOWN_LICENCE, published_as
 from adaptmedseg.checkpoints.positions import resample_weights
 from adaptmedseg.checkpoints.sizes import Sizes, check_shapes, deduce_sizes, expected_names, expected_shapes, patch_grid
-from adaptmedseg.checkpoints.store import WEIGHTS_HASH, file_hash, write_base
-from adaptmedseg.checkpoints.translate import ENCODER, LAYOUTS, Rule, Translation, find_layout, translate
+from adaptmedseg.checkpoints.source import Checkpoint, check_target, finite_values, origin
+from adaptmedseg.checkpoints.store import WEIGHTS_HASH, write_base
+from adaptmedseg.checkpoints.translate import ENCODER, LAYOUTS, Translation, find_layout, translate
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.segvol import SegVol, SegVolConfig, Size3
 from adaptmedseg.modules.text import SENTENCE
@@ -25,28 +25,10 @@ PREPROCESSING = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """A published checkpoint, read and checked: `tensors` under this project's names, memory-mapped where possible.
+class Source(Checkpoint):
+    """A published SegVol, read and checked; `new` is not empty for an encoder alone."""
 
-    `keys` maps our names to the file's; `left_out`, the file's keys to the rules that leave them out; `new` lists our
-    names that the file says nothing about (an encoder alone).
-    """
-
-    path: Path
-    layout: str
-    known_from: str
     sizes: Sizes
-    tensors: dict[str, Tensor]
-    keys: dict[str, str]
-    left_out: dict[str, Rule]
-    new: list[str]
-
-    def left_out_by_rule(self) -> dict[str, list[str]]:
-        """Rule to keys of the file."""
-        rules: dict[str, list[str]] = {}
-        for key, rule in self.left_out.items():
-            rules.setdefault(rule.name, []).append(key)
-        return rules
 
 
 def read_source(path: Path, given: Mapping[str, object]) -> Source:
@@ -54,19 +36,25 @@ def read_source(path: Path, given: Mapping[str, object]) -> Source:
 
     `given` are sizes that weights cannot tell, as `--config` names them. Raises UserError naming file and key.
     """
-    tensors = read_foreign(path)
+    return segvol_source(path, read_foreign(path), given)
+
+
+def segvol_source(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, object]) -> Source:
+    """As `read_source`, for the tensors of a file by its own keys."""
     layout = find_layout(tensors)
     if layout is None:
         begins = ", ".join(f"'{one.prefix}{one.sign}'" for one in LAYOUTS)
         first = next(iter(tensors))
-        raise UserError(f"{path}: is no SegVol checkpoint: no key begins with {begins} (its first key is '{first}')")
+        raise UserError(
+            f"{path}: is no SegVol checkpoint, and no SAM: no key begins with {begins} (its first key is '{first}')"
+        )
     found = translate(tensors, layout)
     _check_names(path, found)
     sizes = deduce_sizes(path, found.loaded, given, encoder_only=layout.parts == ENCODER)
     config = sizes.stand_in()
-    check_shapes(path, found.loaded, found.keys, config)
+    check_shapes(path, found.loaded, found.keys, expected_shapes(config))
     new = [name for name in expected_shapes(config) if name not in found.loaded]
-    return Source(path, layout.name, layout.known_from, sizes, found.loaded, found.keys, found.left_out, new)
+    return Source(path, layout.name, layout.known_from, found.loaded, found.keys, found.left_out, new, sizes)
 
 
 def _check_names(path: Path, found: Translation[Tensor]) -> None:
@@ -102,18 +90,10 @@ def convert(
     lacks starts from fresh weights drawn with `seed`. Raises UserError where `out` exists and `overwrite` is off, where
     a size is still unseen, and for values that are not finite.
     """
-    if out.is_dir() or (out.exists() and not overwrite):
-        raise UserError(f"{out}: exists already; choose another --out or pass --overwrite")
-    if out.exists() and out.samefile(source.path):
-        raise UserError(f"{out}: is the checkpoint itself; choose another --out")
+    check_target(source, out, overwrite=overwrite)
     config = source.sizes.config()
     target = _resized(source.path, config, spatial_size)
-    tensors = {key: tensor.float() for key, tensor in source.tensors.items()}
-    for key, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise UserError(
-                f"{source.path}: its tensor {source.keys[key]} holds values that are not finite; fetch it anew"
-            )
+    tensors = finite_values(source)
     if source.new:
         tensors |= _fresh(config, source.new, seed)
     if target != config:
@@ -142,23 +122,13 @@ def _resized(path: Path, config: SegVolConfig, spatial_size: Size3 | None) -> Se
 def _card(
     source: Source, config: SegVolConfig, target: SegVolConfig, name: str, licence: str | None, seed: int
 ) -> dict[str, object]:
-    digest = file_hash(source.path)
-    publisher = published_as(digest)
     card: dict[str, object] = {
         "name": name,
         "model": "SegVol (Du et al., arXiv:2311.13385)",
         "trained_on": "CT, by the publisher" + ("; the encoder alone, by masked images" if source.new else ""),
-        "licence": licence or (publisher.licence if publisher else UNKNOWN_LICENCE),
         "sizes": target.model_dump(mode="json"),
         "preprocessing": PREPROCESSING,
-        "source": {
-            "file": source.path.name,
-            "sha256": digest,
-            "published_as": publisher.name if publisher else "not known by its checksum",
-            "layout": f"{source.layout} (as {source.known_from})",
-        },
-        "loaded": len(source.tensors),
-        "left_out": {rule: len(keys) for rule, keys in source.left_out_by_rule().items()},
+        **origin(source, licence),
     }
     if source.new:
         card["new"] = {"parts": parts_of(source.new), "tensors": len(source.new), "seed": seed}

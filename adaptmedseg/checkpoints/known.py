@@ -8,6 +8,7 @@ from adaptmedseg.data.download import OFFLINE, Checksum, cache_folder, check_rec
 from adaptmedseg.errors import UserError
 
 LICENCE = "MIT for the publisher's repository (BAAI-DCAI/SegVol); the weights' page names none: see the publisher"
+SAM_LICENCE = "Apache-2.0 (the publisher's repository, facebookresearch/segment-anything)"
 UNKNOWN_LICENCE = "unknown: see the publisher"
 
 
@@ -43,10 +44,12 @@ class KnownWeights:
 
 
 # The one place of addresses. Revisions are fixed, so that an address always means the same file; checksums are those
-# that the publisher's pages state.
+# that the publisher's pages state, for SAM those that many independent projects record.
 _HUB = "https://huggingface.co/BAAI/SegVol"
 _REVISION = "516701d5bef430604a13f5db7ce896149d075663"
 _FIRST_REVISION = "420b0c26655ca9e5820bf1f6ca19be7208e4cdd7"  # the last one with the project's own release
+_SAM = "https://dl.fbaipublicfiles.com/segment_anything"
+_SAM_PAGE = "https://github.com/facebookresearch/segment-anything#model-checkpoints"
 KNOWN = {
     weights.name: weights
     for weights in (
@@ -70,6 +73,30 @@ KNOWN = {
             _HUB,
             353,
             "e8d032a3616497b0bbce2d928510d2e6e06b358f98481223b564aa127b07de32",
+        ),
+        KnownWeights(
+            "sam-b",
+            f"{_SAM}/sam_vit_b_01ec64.pth",
+            _SAM_PAGE,
+            375,
+            "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+            SAM_LICENCE,
+        ),
+        KnownWeights(
+            "sam-l",
+            f"{_SAM}/sam_vit_l_0b3195.pth",
+            _SAM_PAGE,
+            1250,
+            "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+            SAM_LICENCE,
+        ),
+        KnownWeights(
+            "sam-h",
+            f"{_SAM}/sam_vit_h_4b8939.pth",
+            _SAM_PAGE,
+            2564,
+            "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+            SAM_LICENCE,
         ),
     )
 }

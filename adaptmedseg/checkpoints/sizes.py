@@ -1,14 +1,14 @@
 """A SegVol's sizes, read off its weights; what weights cannot tell is the release's, or must be given."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptmedseg.checkpoints.positions import MAP_NORM, POSITIONS
 from adaptmedseg.errors import UserError
@@ -18,6 +18,7 @@ PATCH_LINEAR = "image_encoder.patch_embedding.patch_embeddings.1.weight"
 TOWER = "text_encoder.clip_text_model.text_model."
 BLOCKS, TEXT_LAYERS = "image_encoder.blocks.", TOWER + "encoder.layers."
 TEXT = "text."
+Config = TypeVar("Config")
 RELEASED_GRID = cast(Size3, tuple(s // p for s, p in zip(RELEASED.spatial_size, RELEASED.patch_size, strict=True)))
 
 
@@ -73,9 +74,11 @@ def deduce_sizes(
     return Sizes(path, values, unseen)
 
 
-def check_shapes(path: Path, tensors: Mapping[str, Tensor], keys: Mapping[str, str], config: SegVolConfig) -> None:
+def check_shapes(
+    path: Path, tensors: Mapping[str, Tensor], keys: Mapping[str, str], expected: Mapping[str, tuple[int, ...]]
+) -> None:
     """UserError for the first tensor that does not have the shape, or the kind of number, that its sizes ask for."""
-    for name, shape in expected_shapes(config).items():
+    for name, shape in expected.items():
         tensor = tensors.get(name)
         if tensor is None:
             continue
@@ -93,14 +96,19 @@ def check_shapes(path: Path, tensors: Mapping[str, Tensor], keys: Mapping[str, s
 
 def expected_shapes(config: SegVolConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of all tensors of a model; no memory is spent on them."""
+    return shapes_of(SegVol, config)
+
+
+def shapes_of(build: Callable[[Config], nn.Module], config: Config) -> dict[str, tuple[int, ...]]:
+    """As `expected_shapes`, for what `build` makes of a configuration."""
     with torch.device("meta"):
-        return {name: tuple(tensor.shape) for name, tensor in SegVol(config).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in build(config).state_dict().items()}
 
 
 def expected_names(tensors: Mapping[str, Tensor]) -> dict[str, None]:
     """Names of all tensors of a SegVol with as many layers as these tensors have, in the model's order."""
-    layers = max(_count(tensors, BLOCKS), 1)
-    text = cast(ClipConfig, RELEASED.text).model_copy(update={"num_layers": max(_count(tensors, TEXT_LAYERS), 1)})
+    layers = max(count_layers(tensors, BLOCKS), 1)
+    text = cast(ClipConfig, RELEASED.text).model_copy(update={"num_layers": max(count_layers(tensors, TEXT_LAYERS), 1)})
     return dict.fromkeys(expected_shapes(RELEASED.model_copy(update={"num_layers": layers, "text": text})))
 
 
@@ -114,7 +122,7 @@ def _seen(path: Path, tensors: Mapping[str, Tensor], encoder_only: bool) -> dict
     values: dict[str, object] = {
         "embed_dim": width,
         "mlp_dim": _shape(path, tensors, "image_encoder.blocks.0.mlp.linear1.weight", 2)[0],
-        "num_layers": _count(tensors, BLOCKS),
+        "num_layers": count_layers(tensors, BLOCKS),
         "_features": features,
         "_tokens": _shape(path, tensors, POSITIONS, 3)[1],
     }
@@ -128,7 +136,7 @@ def _seen(path: Path, tensors: Mapping[str, Tensor], encoder_only: bool) -> dict
         "iou_hidden_dim": _shape(path, tensors, decoder + "iou_prediction_head.layers.0.weight", 2)[0],
         "text.width": _shape(path, tensors, TOWER + "embeddings.token_embedding.weight", 2)[1],
         "text.mlp_dim": _shape(path, tensors, TOWER + "encoder.layers.0.mlp.fc1.weight", 2)[0],
-        "text.num_layers": _count(tensors, TEXT_LAYERS),
+        "text.num_layers": count_layers(tensors, TEXT_LAYERS),
     }
 
 
@@ -232,7 +240,7 @@ def _shape(path: Path, tensors: Mapping[str, Tensor], name: str, ndim: int) -> t
     return shape
 
 
-def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
+def count_layers(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Layers numbered after a prefix."""
     parts = {name.removeprefix(prefix).split(".")[0] for name in tensors if name.startswith(prefix)}
     numbers = {int(part) for part in parts if part.isdecimal()}

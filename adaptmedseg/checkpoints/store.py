@@ -3,16 +3,17 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from adaptmedseg.checkpoints.foreign import is_pytorch
 from adaptmedseg.checkpoints.known import KNOWN
@@ -25,6 +26,8 @@ WEIGHTS_HASH = "weights_sha256"
 FRESH = {"fresh:small": SMALL, "fresh:released": RELEASED}
 SHIPPED = {"small": "small_ct_base.safetensors"}
 MODEL_FILE = "model.safetensors"
+Config = TypeVar("Config", bound=BaseModel)
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -91,7 +94,7 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], d
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from None
 
 
-def weights_hash(model: SegVol) -> str:
+def weights_hash(model: nn.Module) -> str:
     """SHA-256 over names and float32 values of the base's weights: what adapters are bound to."""
     return tensors_hash(model.state_dict())
 
@@ -112,11 +115,15 @@ def save_base(path: Path, model: SegVol, card: dict[str, object], dtype: torch.d
 
 
 def write_base(
-    path: Path, tensors: Mapping[str, Tensor], config: SegVolConfig, card: Mapping[str, object]
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    config: BaseModel,
+    card: Mapping[str, object],
+    file_format: str = BASE_FORMAT,
 ) -> dict[str, str]:
     """Write a base file from its tensors; returns its metadata, the hash of its weights among them."""
     metadata = {
-        "format": BASE_FORMAT,
+        "format": file_format,
         "config": config.model_dump_json(),
         "card": json.dumps(card),
         WEIGHTS_HASH: tensors_hash(tensors),
@@ -149,13 +156,20 @@ def load_base(name: str, seed: int = 0) -> tuple[SegVol, dict[str, object]]:
     if not path.suffix and not path.exists():
         known = ", ".join([*SHIPPED, *KNOWN, *FRESH])
         raise UserError(f"base '{name}': neither a known name ({known}) nor a file; give one of them")
-    tensors, metadata = read_tensors(path, BASE_FORMAT)
+    return read_base(path, BASE_FORMAT, SegVolConfig, SegVol)
+
+
+def read_base(
+    path: Path, file_format: str, config_type: type[Config], build: Callable[[Config], Model]
+) -> tuple[Model, dict[str, object]]:
+    """The model in a base file, in float32, and its card. UserError for a missing, damaged or foreign file."""
+    tensors, metadata = read_tensors(path, file_format)
     if metadata.get(WEIGHTS_HASH, digest := tensors_hash(tensors)) != digest:
         raise UserError(
             f"{path}: its weights are not those that were written (hash {digest[:12]}); copy the file again"
         )
     try:
-        model = SegVol(SegVolConfig.model_validate_json(metadata["config"]))
+        model = build(config_type.model_validate_json(metadata["config"]))
         card = json.loads(metadata["card"])
     except (KeyError, ValidationError, json.JSONDecodeError):
         raise UserError(f"{path}: its model card is damaged; copy or download the file again") from None

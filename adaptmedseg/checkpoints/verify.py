@@ -4,19 +4,24 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from adaptmedseg.adapters.file import ADAPTER_FORMATS, load_adapter, read_adapter
 from adaptmedseg.checkpoints.convert import read_source
-from adaptmedseg.checkpoints.foreign import own_format
+from adaptmedseg.checkpoints.foreign import own_format, read_foreign
 from adaptmedseg.checkpoints.positions import resample_weights
-from adaptmedseg.checkpoints.sizes import expected_shapes, patch_grid
+from adaptmedseg.checkpoints.sam import SAM_FORMAT, sam_source
+from adaptmedseg.checkpoints.sizes import expected_shapes, patch_grid, shapes_of
 from adaptmedseg.checkpoints.store import BASE_FORMAT, WEIGHTS_HASH, load_base, read_tensors, tensors_hash
 from adaptmedseg.errors import UserError
+from adaptmedseg.models.sam import Sam, SamConfig
 from adaptmedseg.models.segvol import HashedTextConfig, SegVolConfig
+
+Config = TypeVar("Config", bound=BaseModel)
 
 
 @dataclass
@@ -44,9 +49,13 @@ def verify_file(path: Path, base: str | None = None) -> Verdict:
     kind = own_format(path)
     if kind and kind.startswith(ADAPTER_FORMATS):
         return _verify_adapter(path, base)
-    tensors, metadata = read_tensors(path, BASE_FORMAT)
+    file_format = SAM_FORMAT if kind == SAM_FORMAT else BASE_FORMAT
+    tensors, metadata = read_tensors(path, file_format)
     verdict = Verdict("base", tensors_hash(tensors))
-    expected = expected_shapes(_config_of(path, metadata))
+    if file_format == SAM_FORMAT:
+        expected = shapes_of(Sam, _config_of(path, metadata, SamConfig))
+    else:
+        expected = expected_shapes(_config_of(path, metadata, SegVolConfig))
     odd = sorted(expected.keys() ^ tensors.keys())
     odd += [name for name, shape in expected.items() if name in tensors and tuple(tensors[name].shape) != shape]
     if odd:
@@ -73,9 +82,11 @@ def compare(path: Path, original: Path, given: Mapping[str, object]) -> Verdict:
 
     A base of another input size is compared with the checkpoint's weights resampled to it.
     """
+    if own_format(path) == SAM_FORMAT:
+        return _compare_sam(path, original, given)
     tensors, metadata = read_tensors(path, BASE_FORMAT)
     verdict = Verdict("base", tensors_hash(tensors))
-    target = _config_of(path, metadata)
+    target = _config_of(path, metadata, SegVolConfig)
     own = {name: value for name, value in _flat(target).items() if name.endswith(("num_heads", "patch_size"))}
     if isinstance(target.text, HashedTextConfig):
         own["text.kind"] = "hashed"
@@ -91,6 +102,27 @@ def compare(path: Path, original: Path, given: Mapping[str, object]) -> Verdict:
         wanted = resample_weights({**stand_in, **wanted}, patch_grid(config), patch_grid(target))
         wanted = {name: wanted[name] for name in source.tensors}
         verdict.notes.append(f"positions and norms resampled from {config.spatial_size} to {target.spatial_size}")
+    _compare_tensors(verdict, tensors, wanted, original)
+    if source.new:
+        verdict.unchecked.append(f"{count_of(len(source.new))} that are not in {original.name} at all")
+    return verdict
+
+
+def _compare_sam(path: Path, original: Path, given: Mapping[str, object]) -> Verdict:
+    tensors, metadata = read_tensors(path, SAM_FORMAT)
+    verdict = Verdict("base", tensors_hash(tensors))
+    config = _config_of(path, metadata, SamConfig)
+    own = {name: getattr(config, name) for name in ("decoder_num_heads", "fit", "pixels", "alternatives")}
+    source = sam_source(original, read_foreign(original), own | dict(given))
+    if source.config != config:
+        verdict.problems.append(f"its sizes are not those of {original.name}")
+    _compare_tensors(verdict, tensors, {name: tensor.float() for name, tensor in source.tensors.items()}, original)
+    return verdict
+
+
+def _compare_tensors(
+    verdict: Verdict, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor], original: Path
+) -> None:
     different: dict[str, float] = {}
     for name, tensor in wanted.items():
         found = tensors.get(name)
@@ -100,14 +132,11 @@ def compare(path: Path, original: Path, given: Mapping[str, object]) -> Verdict:
             different[name] = float((found.float() - tensor).abs().max())
     equal = len(wanted) - len(different)
     verdict.notes.append(f"{equal} of {len(wanted)} tensors of {original.name} are equal to the bit")
-    if source.new:
-        verdict.unchecked.append(f"{count_of(len(source.new))} that are not in {original.name} at all")
     if different:
         worst = max(different, key=lambda name: different[name])
         verdict.problems.append(
             f"not equal to {original.name}: {count_of(len(different))}, most {worst}: by up to {different[worst]:.3g}"
         )
-    return verdict
 
 
 def _verify_adapter(path: Path, base: str | None) -> Verdict:
@@ -141,9 +170,9 @@ def _check_values(verdict: Verdict, tensors: Mapping[str, Tensor]) -> None:
         verdict.notes.append("all values are finite")
 
 
-def _config_of(path: Path, metadata: Mapping[str, str]) -> SegVolConfig:
+def _config_of(path: Path, metadata: Mapping[str, str], kind: type[Config]) -> Config:
     try:
-        return SegVolConfig.model_validate_json(metadata["config"])
+        return kind.model_validate_json(metadata["config"])
     except (KeyError, ValidationError):
         raise UserError(f"{path}: its model card is damaged; copy or download the file again") from None
 

@@ -6,9 +6,11 @@ from typing import Annotated, cast
 
 import typer
 
-from adaptmedseg.checkpoints.convert import Source, convert, parts_of, read_source
-from adaptmedseg.checkpoints.foreign import own_format
+from adaptmedseg.checkpoints.convert import Source, convert, parts_of, segvol_source
+from adaptmedseg.checkpoints.foreign import own_format, read_foreign
 from adaptmedseg.checkpoints.known import KNOWN, fetch
+from adaptmedseg.checkpoints.sam import SamSource, convert_sam, sam_prefix, sam_source
+from adaptmedseg.checkpoints.source import Checkpoint
 from adaptmedseg.checkpoints.store import WEIGHTS_HASH, file_hash, model_path, read_tensors
 from adaptmedseg.checkpoints.verify import compare, count_of, verify_file
 from adaptmedseg.cli.common import Seed, bar, parse_overrides
@@ -17,7 +19,7 @@ from adaptmedseg.models.segvol import Size3
 
 LONG = 300  # characters of a card's entry that `inspect` shows
 app = typer.Typer(
-    help="Look at published SegVol checkpoints, make bases of them, check model files.",
+    help="Look at published checkpoints of SegVol and SAM, make model files of them, check model files.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -26,7 +28,8 @@ SourceFile = Annotated[str, typer.Argument(help=f"A checkpoint file, or a known 
 Config = Annotated[
     list[str],
     typer.Option(
-        help="KEY=VALUE for what weights can't tell: patch_size=4,16,16, num_heads, decoder_num_heads, text.num_heads."
+        help="KEY=VALUE for what weights can't tell: patch_size=4,16,16, num_heads, decoder_num_heads, text.num_heads; "
+        "of a SAM fit=pad|stretch, pixels=standardised|min-max, alternatives=true|false."
     ),
 ]
 Keys = Annotated[bool, typer.Option("--keys", help="List every key: what it is called here, or why it is left out.")]
@@ -47,12 +50,13 @@ def inspect(file: SourceFile, config: Config = [], keys: Keys = False) -> None: 
     if own and form:
         _print_own(own, form, keys)
         return
-    source = read_source(_locate(file), parse_overrides(config))
+    source = _read(_locate(file), parse_overrides(config))
     _print_source(source, keys)
-    for name, value in source.sizes.values.items():
+    values, unseen = (dict(source.config), {}) if isinstance(source, SamSource) else _sizes(source)
+    for name, value in values.items():
         if not name.startswith("_"):
             print(f"{name}: {_text(value)}")
-    for name, example in source.sizes.unseen.items():
+    for name, example in unseen.items():
         print(f"{name}: not to be seen in the weights; `convert` needs --config {name}={example}")
     print(f"file SHA-256: {file_hash(source.path)}")
 
@@ -73,12 +77,13 @@ def convert_command(
     overwrite: Annotated[bool, typer.Option(help="Replace --out.")] = False,
     seed: Seed = 0,
 ) -> None:
-    """Make one base file of a published checkpoint: for `train --base`, `predict --model` and the rest.
+    """Make one model file of a published checkpoint, SegVol's or SAM's: for `train --base`, `predict --model` and so on.
 
     \b
     Examples:
       adaptmedseg weights convert SegVol_v1.pth --out segvol.safetensors
       adaptmedseg weights convert segvol
+      adaptmedseg weights convert sam_vit_b_01ec64.pth --out sam_b.safetensors
       adaptmedseg weights convert vit_pretrain.ckpt --out encoder.safetensors --config text.kind=hashed
     """
     known = KNOWN.get(file)
@@ -87,16 +92,15 @@ def convert_command(
         raise UserError(f"{file}: say where the base shall go, with --out NAME.safetensors")
     if target.exists() and not overwrite:
         raise UserError(f"{target}: exists already; choose another --out or pass --overwrite")
-    source = read_source(_locate(file), parse_overrides(config))
-    card = convert(
-        source,
-        target,
-        name=name or (known.name if known else source.path.stem),
-        licence=licence or (known.licence if known else None),
-        spatial_size=_size(spatial_size),
-        seed=seed,
-        overwrite=overwrite,
-    )
+    source = _read(_locate(file), parse_overrides(config))
+    title, terms = name or (known.name if known else source.path.stem), licence or (known.licence if known else None)
+    if isinstance(source, SamSource):
+        if spatial_size is not None:
+            raise UserError(f"--spatial-size {spatial_size}: is for SegVol, and {file} is a SAM; leave it out")
+        card = convert_sam(source, target, name=title, licence=terms, overwrite=overwrite)
+    else:
+        size = _size(spatial_size)
+        card = convert(source, target, name=title, licence=terms, spatial_size=size, seed=seed, overwrite=overwrite)
     _print_source(source, keys)
     if source.new:
         print(f"new: drawn with seed {seed}; train the base before it is asked for anything")
@@ -153,6 +157,17 @@ def _locate(file: str) -> Path:
         return fetch(KNOWN[file], progress)
 
 
+def _read(path: Path, given: dict[str, object]) -> Source | SamSource:
+    """A published checkpoint, whichever model's it is."""
+    tensors = read_foreign(path)
+    read = segvol_source if sam_prefix(tensors) is None else sam_source
+    return read(path, tensors, given)
+
+
+def _sizes(source: Source) -> tuple[dict[str, object], dict[str, str]]:
+    return source.sizes.values, source.sizes.unseen
+
+
 def _size(text: str | None) -> Size3 | None:
     if text is None:
         return None
@@ -162,7 +177,7 @@ def _size(text: str | None) -> Size3 | None:
     return cast(Size3, tuple(int(part) for part in parts))
 
 
-def _print_source(source: Source, keys: bool) -> None:
+def _print_source(source: Checkpoint, keys: bool) -> None:
     print(f"{source.path}: {source.layout} layout (as {source.known_from})")
     dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in source.tensors.values()})
     values = sum(tensor.numel() for tensor in source.tensors.values())

@@ -6,14 +6,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+_ROWS = ("image_index", "points", "labels", "boxes", "masks")
+
 
 @dataclass(frozen=True)
 class Prompts:
-    """n prompts over a batch of b images; coordinates are voxels (d, h, w) of the input view.
+    """n prompts over a batch of b images; coordinates are voxels (d, h, w), or pixels (h, w), of the input view.
 
     image_index (n,): the image each prompt asks about. structures: n canonical names. modalities: b canonical names.
     use_text: whether the structure's name enters as a text prompt (the same for all n).
-    points (n, p, 3) with labels (n, p): 1 inside, 0 outside, −1 padding. boxes (n, 2, 3): lower and upper corner.
+    points (n, p, 3) with labels (n, p): 1 inside, 0 outside, −1 padding. boxes (n, 2, 3): lower and upper corner. In 2D
+    the last axis has length 2. masks (n, *map): logits of an earlier answer, on the decoder's map.
     """
 
     image_index: Tensor
@@ -23,35 +26,24 @@ class Prompts:
     points: Tensor | None = None
     labels: Tensor | None = None
     boxes: Tensor | None = None
+    masks: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.structures)
 
     def part(self, start: int, stop: int) -> "Prompts":
         """The prompts start ≤ i < stop, over the same images."""
-        kept = {
-            name: value[start:stop]
-            for name in ("image_index", "points", "labels", "boxes")
-            if (value := getattr(self, name)) is not None
-        }
+        kept = {name: value[start:stop] for name in _ROWS if (value := getattr(self, name)) is not None}
         return replace(self, structures=self.structures[start:stop], **kept)
 
     def select(self, rows: Tensor) -> "Prompts":
         """The prompts where the boolean mask `rows` (n,) is true, over the same images."""
-        kept = {
-            name: value[rows]
-            for name in ("image_index", "points", "labels", "boxes")
-            if (value := getattr(self, name)) is not None
-        }
+        kept = {name: value[rows] for name in _ROWS if (value := getattr(self, name)) is not None}
         structures = [name for name, keep in zip(self.structures, rows.tolist(), strict=True) if keep]
         return replace(self, structures=structures, **kept)
 
     def to(self, device: torch.device) -> "Prompts":
-        moved = {
-            name: value.to(device)
-            for name in ("image_index", "points", "labels", "boxes")
-            if (value := getattr(self, name)) is not None
-        }
+        moved = {name: value.to(device) for name in _ROWS if (value := getattr(self, name)) is not None}
         return replace(self, **moved)
 
 

@@ -126,7 +126,9 @@ class SegVol(nn.Module):
         encoder = self.prompt_encoder
         sparse = encoder.sparse_tokens(len(prompts), prompts.points, prompts.labels, prompts.boxes, text)
         image, position = (x.flatten(2).mT for x in (embedding, encoder.grid_position()))
-        output = self.mask_decoder(image, prompts.image_index, position, sparse, encoder.dense_prompt(), text)
+        output = self.mask_decoder(
+            image, prompts.image_index, position, sparse, encoder.dense_prompt(prompts.masks), text
+        )
         if update.mask_tokens is None:
             return output
         return replace(output, mask_tokens=output.mask_tokens + update.mask_tokens)

@@ -1,4 +1,4 @@
-"""SAM's mask decoder in two or three dimensions, with SegVol's text similarity."""
+"""SAM's mask decoder in two or three dimensions, with SegVol's text similarity where a model has text prompts."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adaptmedseg.modules.folding import rows_of
 from adaptmedseg.modules.two_way import TwoWayTransformer
 from adaptmedseg.modules.upscaling import OutputUpscaling
 
@@ -59,6 +60,8 @@ class MaskDecoder(nn.Module):
         num_heads: int,
         iou_hidden_dim: int,
         upscale_norm: Literal["map", "channel"],
+        *,
+        text: bool = True,
     ):
         super().__init__()
         eighth = embed_dim // 8
@@ -70,7 +73,7 @@ class MaskDecoder(nn.Module):
             MLP(embed_dim, embed_dim, eighth, 3) for _ in range(NUM_MASK_TOKENS)
         )
         self.iou_prediction_head = MLP(embed_dim, iou_hidden_dim, NUM_MASK_TOKENS, 3)
-        self.txt_align_upscaled_embedding = nn.Linear(embed_dim, eighth)
+        self.txt_align_upscaled_embedding = nn.Linear(embed_dim, eighth) if text else None
 
     def forward(
         self,
@@ -84,16 +87,24 @@ class MaskDecoder(nn.Module):
         """n prompts about b images, all as tokens.
 
         image (b, s, c); image_index (n,): the image of each prompt; position (1, s, c); sparse (n, t, c); dense
-        (1, 1, c), the same for all prompts and tokens; text (n, c) or None.
+        (1, 1, c), the same for all prompts and tokens, or (n, s, c), each prompt's own; text (n, c) or None.
         """
+        if len(dense) > 1:  # masks are among the prompts: each has image tokens of its own
+            image = rows_of(image, image_index)
+            image_index = torch.arange(len(image), device=image.device)
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
         # The image's tokens are the wide stream: under autocast it starts in the narrow format, and stays in it where
         # norms keep their input's (on CPUs), which halves what moves through memory; only two blocks add to it.
         queries, keys = self.transformer(_narrow(image + dense), _narrow(position), tokens, image_index)
         mask_tokens = queries[:, 1 : 1 + NUM_MASK_TOKENS]
-        text_weight = None if text is None else self.txt_align_upscaled_embedding(text)
+        text_weight = None if text is None else self._text_weight(text)
         return DecoderOutput(queries[:, 0], mask_tokens, self.output_upscaling(keys), text_weight)
+
+    def _text_weight(self, text: Tensor) -> Tensor:
+        if self.txt_align_upscaled_embedding is None:
+            raise ValueError("this model takes no text")
+        return self.txt_align_upscaled_embedding(text)
 
     def mask_weights(self, output: DecoderOutput, mask: int = 0) -> Tensor:
         """Weights (n, c') of one of the four masks; 0 is the one for an unambiguous prompt, 1 to 3 are alternatives."""

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from adaptmedseg.modules.derived import Derived
+from adaptmedseg.modules.mask_downscaling import MaskDownscaling
 
 Frame = Literal["normalised", "segvol"]
 
@@ -30,17 +31,26 @@ class RandomFourierPosition(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Points, boxes and text to sparse tokens; the dense prompt and the grid's positions.
+    """Points, boxes and text to sparse tokens; masks to a dense prompt; the grid's positions.
 
     Coordinates are voxels of the input view in (d, h, w) order (or (h, w) in 2D), voxel centres at integers.
 
     `frame="segvol"` keeps two quirks that SegVol's weights were trained with: points and corners divide their first
     coordinate by the second extent and the second by the first; the grid stacks its coordinates as (h, d, w).
+
+    With `mask_channels`, the width of their embedding's hidden layer, masks can be prompts, as in SAM; SegVol has none.
     """
 
     extent: Tensor
 
-    def __init__(self, embed_dim: int, grid_size: tuple[int, ...], spatial_size: tuple[int, ...], frame: Frame):
+    def __init__(
+        self,
+        embed_dim: int,
+        grid_size: tuple[int, ...],
+        spatial_size: tuple[int, ...],
+        frame: Frame,
+        mask_channels: int | None = None,
+    ):
         super().__init__()
         dims = len(spatial_size)
         self.embed_dim = embed_dim
@@ -50,6 +60,7 @@ class PromptEncoder(nn.Module):
         self.point_embeddings = nn.ModuleList(nn.Embedding(1, embed_dim) for _ in range(4))
         self.not_a_point_embed = nn.Embedding(1, embed_dim)
         self.no_mask_embed = nn.Embedding(1, embed_dim)
+        self.mask_downscaling = None if mask_channels is None else MaskDownscaling(dims, mask_channels, embed_dim)
         extent = torch.tensor(spatial_size, dtype=torch.float32)
         if frame == "segvol":
             extent = extent[[1, 0, 2]]
@@ -96,9 +107,17 @@ class PromptEncoder(nn.Module):
             tokens.append(text[:, None])
         return torch.cat(tokens, dim=1)
 
-    def dense_prompt(self) -> Tensor:
-        """The vector (1, 1, c) that stands for 'no mask given' and is added to every token of the image."""
-        return self.no_mask_embed.weight[None]
+    def dense_prompt(self, masks: Tensor | None = None) -> Tensor:
+        """What is added to the image's tokens: the vector (1, 1, c) that stands for 'no mask given', or, for masks
+        (n, *map) as logits at four times the grid's resolution, a vector a token (n, s, c)."""
+        if masks is None:
+            return self.no_mask_embed.weight[None]
+        if self.mask_downscaling is None:
+            raise ValueError("this model takes no masks as prompts")
+        wanted = tuple(4 * n for n in self.grid_size)
+        if tuple(masks.shape[1:]) != wanted:
+            raise ValueError(f"mask prompts are {tuple(masks.shape[1:])}, the decoder's map is {wanted}")
+        return rearrange(self.mask_downscaling(masks[:, None]), "n c ... -> n (...) c")
 
     def grid_position(self) -> Tensor:
         """Positions (1, c, *grid) of the image embedding's cells."""

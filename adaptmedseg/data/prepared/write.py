@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
-import shutil
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +15,8 @@ from adaptmedseg.data.normalise import SEGVOL, crop_slices, foreground_of
 from adaptmedseg.data.prepared.arrays import IMAGE, LABELS, encode_intensities, write_labels
 from adaptmedseg.data.prepared.dataset import PreparedDataset
 from adaptmedseg.data.prepared.manifest import FORMAT, MANIFEST, VERSION, read_manifest
+from adaptmedseg.data.staging import staged
 from adaptmedseg.data.volume import Volume
-from adaptmedseg.errors import UserError
-
-_OWNER = ".writing"
 
 
 def write_case(folder: Path, image: Volume, bits: np.ndarray, structures: Sequence[str]) -> dict[str, Any]:
@@ -86,72 +79,7 @@ def write_prepared(
         UserError: `out` is in use, or the disk is full.
     """
     out = Path(out)
-    try:
-        with _staged(out, overwrite) as partial:
-            manifest = {"format": FORMAT, "version": VERSION, **write_cases(partial)}
-            write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(f"{out} could not be written because the disk is full; free some space.") from error
-        place = error.filename or out
-        raise UserError(f"{out} could not be made ({place}: {error.strerror}); check paths and permissions.") from error
+    with staged(out, MANIFEST, read_manifest, overwrite=overwrite) as partial:
+        manifest = {"format": FORMAT, "version": VERSION, **write_cases(partial)}
+        write_atomic(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return PreparedDataset.open(out)
-
-
-@contextmanager
-def _staged(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Give ``OUT.partial`` to write to; rename it to `out` on success, remove it on failure."""
-    _check_free(out, overwrite)
-    partial = out.with_name(out.name + ".partial")
-    _clear_leftover(partial)
-    partial.mkdir(parents=True)
-    (partial / _OWNER).write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
-    try:
-        yield partial
-        (partial / _OWNER).unlink()
-        replaced = out.with_name(out.name + ".replaced")
-        if out.exists():
-            os.replace(out, replaced)  # what was there stays whole until the new set has its name
-        os.replace(partial, out)
-        shutil.rmtree(replaced, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _check_free(out: Path, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file; choose a new folder for the prepared data.")
-    if not any(out.iterdir()):
-        return
-    if not (out / MANIFEST).is_file():
-        raise UserError(f"{out} holds other files; choose a new or empty folder for the prepared data.")
-    read_manifest(out)
-    if not overwrite:
-        raise UserError(f"{out} already holds a prepared data set; choose another folder or pass --overwrite.")
-
-
-def _clear_leftover(partial: Path) -> None:
-    """Remove what a killed run left; refuse while that run lives or where the folder is not ours."""
-    if not partial.exists():
-        return
-    owner = partial / _OWNER
-    if not owner.is_file():
-        raise UserError(f"{partial} is in the way; move it or choose another output folder.")
-    host, _, pid = owner.read_text(encoding="utf-8").partition(" ")
-    if host == socket.gethostname() and pid.isdigit() and _alive(int(pid)):
-        raise UserError(f"{partial} is being written by process {pid}; wait for it or choose another output folder.")
-    shutil.rmtree(partial)
-
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

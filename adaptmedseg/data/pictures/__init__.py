@@ -1,0 +1,1 @@
+"""Images of two dimensions: pictures, photographs, single slices."""
