@@ -94,7 +94,7 @@ def test_prepare_and_check_agree(place: Place, tmp_path: Path) -> None:
 def test_a_run_holds_model_configuration_and_history(place: Place) -> None:
     for name in ("adapter", "whole", "unet"):
         files = {path.name for path in (place / name).iterdir()}
-        assert files == {"model.safetensors", "config.yaml", "history.json"}
+        assert files == {"model.safetensors", "config.yaml", "history.json", "logs"}
     history = json.loads((place / "adapter" / "history.json").read_text())
     assert history["summary"]["steps"] == 3
     assert len(history["summary"]["image_sha256"]) == 4

@@ -10,7 +10,8 @@ from torch import nn
 
 from adaptmedseg.adapters.counts import count_parameters
 from adaptmedseg.checkpoints.store import MODEL_FILE
-from adaptmedseg.cli.common import Device, bar, config_path, console, parse_overrides, training_bar
+from adaptmedseg.cli.common import Device, bar, config_path, console, parse_overrides
+from adaptmedseg.cli.live import live_view
 from adaptmedseg.data.leaks import refuse_leaks
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.device import pick_device
@@ -63,7 +64,10 @@ def train(
     if resume and folder.is_finished(settings):
         print(f"{out}: is finished")
         return
-    with StopRequest().by_signal() as stop, training_bar(f"training {settings.name}") as shown:
+    with (
+        StopRequest().by_signal() as stop,
+        live_view(f"training {settings.name}", settings.batch_size, chosen) as shown,
+    ):
         validate = validator(settings, chosen)
         model, result = run_training(
             settings, out, chosen, resume=resume, validate=validate, observers=[shown], stop=stop

@@ -11,6 +11,7 @@ from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
 from adaptmedseg.training.strict import Fraction, Positive, Strict
+from adaptmedseg.training.tracking_config import TrackingConfig
 
 Temperature = Annotated[float, Field(ge=1)]
 
@@ -191,6 +192,7 @@ class TrainConfig(Strict):
     validations: Annotated[int, Field(ge=0)] = 0
     prompts: PromptConfig = PromptConfig()
     loss: LossConfig = LossConfig()
+    tracking: TrackingConfig = TrackingConfig()
     augment: AugmentConfig = AugmentConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     compute: ComputeConfig = ComputeConfig()

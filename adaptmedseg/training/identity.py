@@ -15,7 +15,7 @@ from adaptmedseg.training.start import Start
 # compared by what they hold, for a folder may have moved.
 FREE = {
     "budget", "validations", "checkpoint", "compute", "base", "data.paths", "data.cache_gib", "data.embeddings.folder",
-    "grow.adapter",
+    "grow.adapter", "tracking",
 }  # fmt: skip
 HASHED = ("base", "grow.adapter")
 CASE = "data.paths: case"

@@ -24,6 +24,7 @@ from adaptmedseg.training.run_folder import RunFolder, save_run
 from adaptmedseg.training.sampling import BatchStream
 from adaptmedseg.training.start import Start, grow_adapter, load_start, normalised_alike, what_learns
 from adaptmedseg.training.stop import StopRequest
+from adaptmedseg.training.tracking import run_observers
 from adaptmedseg.training.trainer import Trainer, TrainResult, Validate
 from adaptmedseg.training.training_set import TrainingSet, fitted, load_training_set, training_cases
 
@@ -71,7 +72,8 @@ def run_training(
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
 ) -> tuple[nn.Module, TrainResult]:
-    """Train and write OUT/{model.safetensors, config.yaml, history.json}. Returns the trained model, averaged weights.
+    """Train and write OUT/{model.safetensors, config.yaml, history.json, logs}. Returns the trained model, averaged
+    weights.
 
     model.safetensors is an adapter file, or a base where the configuration has no adapter, or a U-Net. Every process
     that a launcher started makes this call; the first of them writes. With `resume` the training goes on from the last
@@ -84,6 +86,8 @@ def run_training(
         processes.of_first(lambda: claim.enter_context(folder.claimed(resume)))
         start = load_start(config)
         config = settled(config)
+        tell = partial(_tell, observers if processes.is_first else ())
+        followers = run_observers(config, folder.logs, out.name, tell)
         own = identity(config, start, training_cases(config))
         found = _last_checkpoint(folder, processes, own, observers)
         data = load_training_set(config, *input_view(config, start.base))
@@ -95,16 +99,15 @@ def run_training(
             stream = build_stream(config, data)
             if config.data.embeddings is not None:
                 frozen = with_frozen_encoder(config, model)
-                tell = partial(_tell, observers if processes.is_first else ())
                 stream.embeddings = embed_views(stream.views, config, frozen, device, processes, tell)
             trainer = Trainer(model, stream, config, device)
             if found is not None:
                 trainer.restore(found)
-            result = trainer.run(validate, observers, keeper, stop)
+            result = trainer.run(validate, [*observers, *followers], keeper, stop)
         model.to("cpu").eval()
 
         def write() -> None:
-            save_run(out, config, model, start, data, result)
+            save_run(out, config, model, start, data, result, folder.logs)
             folder.release(config.checkpoint.extendable)
 
         processes.of_first(write)

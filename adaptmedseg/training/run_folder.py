@@ -26,7 +26,7 @@ from adaptmedseg.training.start import Start, history_of_growth
 from adaptmedseg.training.trainer import TrainResult
 from adaptmedseg.training.training_set import TrainingSet
 
-CONFIG, HISTORY = "config.yaml", "history.json"
+CONFIG, HISTORY, LOGS = "config.yaml", "history.json", "logs"
 
 
 class RunFolder:
@@ -36,6 +36,11 @@ class RunFolder:
     def __init__(self, out: Path):
         self.out = out
         self.training = out.with_name(f"{out.name}.training")
+
+    @property
+    def logs(self) -> Path:
+        """What follows a training that runs; a complete run has a copy."""
+        return self.training / LOGS
 
     @property
     def is_complete(self) -> bool:
@@ -111,9 +116,12 @@ def check_free(out: Path) -> None:
 
 
 def save_run(
-    out: Path, config: TrainConfig, model: nn.Module, start: Start, data: TrainingSet, result: TrainResult
+    out: Path, config: TrainConfig, model: nn.Module, start: Start, data: TrainingSet, result: TrainResult, logs: Path
 ) -> None:
-    """Write a run's files into OUT.partial, which is then renamed: a run folder is complete or not there."""
+    """Write a run's files into OUT.partial, which is then renamed: a run folder is complete or not there.
+
+    `logs` is the folder of what followed the training, which is copied.
+    """
     summary: dict[str, object] = {
         "config": config.name,
         "seed": config.seed,
@@ -134,6 +142,7 @@ def save_run(
         partial.mkdir(parents=True)
         (partial / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         (partial / HISTORY).write_text(json.dumps({"summary": summary, "rows": result.history}, indent=1))
+        shutil.copytree(logs, partial / LOGS, symlinks=True)
         _save_model(partial / MODEL_FILE, config, model, start, data, summary)
         _replace(partial, out)
     except OSError as error:
