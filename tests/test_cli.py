@@ -94,7 +94,7 @@ def test_prepare_and_check_agree(place: Place, tmp_path: Path) -> None:
 def test_a_run_holds_model_configuration_and_history(place: Place) -> None:
     for name in ("adapter", "whole", "unet"):
         files = {path.name for path in (place / name).iterdir()}
-        assert files == {"model.safetensors", "config.yaml", "history.json"}
+        assert files == {"model.safetensors", "config.yaml", "history.json", "logs"}
     history = json.loads((place / "adapter" / "history.json").read_text())
     assert history["summary"]["steps"] == 3
     assert len(history["summary"]["image_sha256"]) == 4
@@ -414,7 +414,7 @@ def spoiled_adapter(place: Place, folder: Path) -> Path:
 TRAIN = {
     "configuration": Bad(lambda p, t: ["adap"], ("configuration 'adap'", "shipped are adapt")),
     "configuration file": Bad(lambda p, t: [t / "none.yaml"], ("none.yaml", "no such configuration file")),
-    "key": Bad(training("optimiser.speed=1"), ("tiny.yaml", "optimiser.speed", "not permitted")),
+    "key": Bad(training("optimiser.speed=1"), ("tiny.yaml", "optimiser.speed", "no such key")),
     "value": Bad(training("budget.steps=-3"), ("tiny.yaml", "budget.steps", "-3")),
     "both budgets": Bad(training("budget.minutes=3"), ("tiny.yaml", "budget", "either steps or minutes")),
     "override": Bad(training("budget.steps"), ("'budget.steps'", "key=value")),

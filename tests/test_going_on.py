@@ -102,7 +102,7 @@ def killed_and_resumed(chain: Path, out: Path, rng: random.Random, seconds: floa
             return
         assert process.exitcode == -signal.SIGKILL
         if out.exists():  # it ended between giving the run its name and letting go of its checkpoints
-            assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.yaml", "history.json"}
+            assert {path.name for path in out.iterdir()} == {"model.safetensors", "config.yaml", "history.json", "logs"}
         else:
             assert max(folder.steps(), default=0) >= reached
         for step in folder.steps():

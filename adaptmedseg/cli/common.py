@@ -31,13 +31,11 @@ def bar(text: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-class TrainingBar(Observer):
-    """Shows a training in a progress bar; a log file gets a line every tenth of the budget."""
+class TrainingLines(Observer):
+    """Tells of a training in lines: validations, notes, and, in a log file, a line every tenth of the budget."""
 
-    def __init__(self, text: str, progress: Progress):
+    def __init__(self, text: str):
         self.text = text
-        self.progress = progress
-        self.task = progress.add_task(text, total=1.0, row="")
         self.told = 0
 
     def started(self, step: int) -> None:
@@ -45,19 +43,35 @@ class TrainingBar(Observer):
             self._print(f"{self.text}: goes on after step {step}")
 
     def logged(self, done: float, row: dict[str, float]) -> None:
-        shown = f"step {row['step']}  loss {row['loss']:.3f}"
         if "val_dice" in row:
             self._print(f"{self.text}: step {row['step']}, validation Dice {row['val_dice']:.3f}")
-        self.progress.update(self.task, completed=done, row=shown)
         if not console.is_terminal and int(done * 10) > self.told:
             self.told = int(done * 10)
-            print(f"{self.text}: {done:.0%}  {shown}", file=sys.stderr, flush=True)
+            print(f"{self.text}: {done:.0%}  {last_figures(row)}", file=sys.stderr, flush=True)
 
     def noted(self, text: str) -> None:
         self._print(f"note: {text}")
 
     def _print(self, text: str) -> None:
         console.print(text, markup=False, soft_wrap=True, highlight=False)
+
+
+def last_figures(row: dict[str, float]) -> str:
+    """A row's step and loss."""
+    return f"step {row['step']}  loss {row['loss']:.3f}"
+
+
+class TrainingBar(TrainingLines):
+    """Shows a training in a progress bar as well."""
+
+    def __init__(self, text: str, progress: Progress):
+        super().__init__(text)
+        self.progress = progress
+        self.task = progress.add_task(text, total=1.0, row="")
+
+    def logged(self, done: float, row: dict[str, float]) -> None:
+        super().logged(done, row)
+        self.progress.update(self.task, completed=done, row=last_figures(row))
 
 
 @contextmanager

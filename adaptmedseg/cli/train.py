@@ -11,7 +11,8 @@ from torch import nn
 
 from adaptmedseg.adapters.counts import count_parameters
 from adaptmedseg.checkpoints.store import MODEL_FILE
-from adaptmedseg.cli.common import Device, bar, config_path, console, parse_overrides, training_bar
+from adaptmedseg.cli.common import Device, bar, config_path, console, parse_overrides
+from adaptmedseg.cli.live import live_view
 from adaptmedseg.data.leaks import refuse_leaks
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.device import pick_device
@@ -75,7 +76,10 @@ def train_volumes(settings: TrainConfig, out: Path, device: torch.device, *, res
     if resume and folder.is_finished(settings):
         print(f"{out}: is finished")
         return
-    with StopRequest().by_signal() as stop, training_bar(f"training {settings.name}") as shown:
+    with (
+        StopRequest().by_signal() as stop,
+        live_view(f"training {settings.name}", settings.batch_size, device) as shown,
+    ):
         validate = validator(settings, processes)
         model, result = run_training(
             settings, out, device, resume=resume, validate=validate, observers=[shown], stop=stop
@@ -91,7 +95,10 @@ def train_slices(settings: SliceTrainConfig, out: Path, device: torch.device, *,
     if resume and folder.is_finished(settings):
         print(f"{out}: is finished")
         return
-    with StopRequest().by_signal() as stop, training_bar(f"training {settings.name}") as shown:
+    with (
+        StopRequest().by_signal() as stop,
+        live_view(f"training {settings.name}", settings.batch_size, device) as shown,
+    ):
         model, result = run_slice_training(settings, out, device, resume=resume, observers=[shown], stop=stop)
     if processes.is_first:
         tell(out, model, result)

@@ -9,6 +9,7 @@ from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
 from adaptmedseg.training.running_config import CheckpointConfig, ComputeConfig, SelectionConfig
 from adaptmedseg.training.strict import Fraction, Positive, Strict
+from adaptmedseg.training.tracking_config import TrackingConfig
 
 Temperature = Annotated[float, Field(ge=1)]
 
@@ -24,6 +25,17 @@ class BalanceConfig(Strict):
     modality: Temperature = 1.0
     dataset: Temperature = 1.0
     structure: Temperature = 1.0
+
+
+class EmbeddingsConfig(Strict):
+    """Image embeddings that are computed once and trained on, for trainings that leave the image encoder alone.
+
+    They are kept in `folder`, by default that of all trainings in the cache. With `draws` each case is stored that many
+    times, each time with another draw of the augmentation; without, as it is, and nothing may change images.
+    """
+
+    folder: str | None = None
+    draws: Annotated[int, Field(ge=0)] = 0
 
 
 class DataConfig(Strict):
@@ -43,6 +55,7 @@ class DataConfig(Strict):
     zoom_in: Fraction = 0.0
     balance: BalanceConfig = BalanceConfig()
     cache_gib: Positive = 8.0
+    embeddings: EmbeddingsConfig | None = None
 
     @model_validator(mode="after")
     def windows_need_no_whole_crop(self) -> "DataConfig":
@@ -153,6 +166,7 @@ class TrainConfig(Strict):
     validations: Annotated[int, Field(ge=0)] = 0
     prompts: PromptConfig = PromptConfig()
     loss: LossConfig = LossConfig()
+    tracking: TrackingConfig = TrackingConfig()
     augment: AugmentConfig = AugmentConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     selection: SelectionConfig = SelectionConfig()

@@ -13,7 +13,10 @@ from adaptmedseg.training.start import Start
 
 # What may change from one start to the next: how long, how often looked at and kept, computed where. Data and base are
 # compared by what they hold, for a folder may have moved.
-FREE = {"budget", "validations", "checkpoint", "compute", "base", "data.paths", "data.cache_gib", "grow.adapter"}
+FREE = {
+    "budget", "validations", "checkpoint", "compute", "base", "data.paths", "data.cache_gib", "data.embeddings.folder",
+    "grow.adapter", "tracking",
+}  # fmt: skip
 HASHED = ("base", "grow.adapter")
 CASE = "data.paths: case"
 

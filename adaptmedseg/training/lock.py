@@ -30,3 +30,19 @@ def locked(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextmanager
+def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether this process holds the lock of a file within the block; without `wait`, false where another holds it.
+
+    A file system without locks lets everybody in.
+    """
+    with path.open("a") as file:
+        mine = True
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError as error:
+                mine = error.errno not in (errno.EAGAIN, errno.EACCES)
+        yield mine

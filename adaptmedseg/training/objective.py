@@ -27,7 +27,7 @@ class Losses(NamedTuple):
 class Question(NamedTuple):
     """What one step asks of b images and n structures in them, and the truth.
 
-    images (b, 1, d, h, w), or their embeddings (b, c, d', h', w') where the model takes those; masks (n, d, h, w) at
+    images (b, 1, d, h, w), or, where they are `embedded`, their embeddings (b, c, d', h', w'); masks (n, d, h, w) at
     the view's size; of pictures (b, 3, h, w) and (n, h, w). kinds are the same n structures asked in one or several
     ways; `seeds`, one an image, decide where clicks fall.
     """
@@ -36,6 +36,7 @@ class Question(NamedTuple):
     masks: Tensor
     kinds: Sequence[Prompts]
     seeds: Sequence[int]
+    embedded: bool = False
 
 
 class Objective(nn.Module):
@@ -52,7 +53,8 @@ class Objective(nn.Module):
     def forward(self, question: Question) -> Losses:
         """The losses; images are encoded once for all kinds of prompt and all clicks."""
         first = question.kinds[0]
-        embedding = self.model.embed(question.images, first.modalities)
+        images = question.images
+        embedding = images if question.embedded else self.model.embed(images, first.modalities)
         masks = torch.stack([self._masks(embedding, kind, question) for kind in question.kinds]).mean()
         if not self.modality.active:
             return Losses(masks, torch.zeros((), device=masks.device))

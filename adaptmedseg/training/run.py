@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from adaptmedseg.models.segvol import SMALL, SegVol, Size3
 from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.checkpoint import Checkpoint, read_checkpoint
 from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.embeddings import embed_views, with_frozen_encoder
 from adaptmedseg.training.identity import identity, refuse_other
 from adaptmedseg.training.keeper import IDENTITY, CheckpointKeeper
 from adaptmedseg.training.observer import Observer
@@ -24,6 +26,7 @@ from adaptmedseg.training.run_folder import RunFolder, save_run
 from adaptmedseg.training.sampling import BatchStream
 from adaptmedseg.training.start import Start, grow_adapter, load_start, normalised_alike, what_learns
 from adaptmedseg.training.stop import StopRequest
+from adaptmedseg.training.tracking import run_observers
 from adaptmedseg.training.trainer import Trainer, Validate
 from adaptmedseg.training.training_set import TrainingSet, fitted, load_training_set, training_cases
 
@@ -71,7 +74,8 @@ def run_training(
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
 ) -> tuple[nn.Module, TrainResult]:
-    """Train and write OUT/{model.safetensors, config.yaml, history.json}. Returns the trained model, averaged weights.
+    """Train and write OUT/{model.safetensors, config.yaml, history.json, logs}. Returns the trained model, averaged
+    weights.
 
     model.safetensors is an adapter file, or a base where the configuration has no adapter, or a U-Net. Every process
     that a launcher started makes this call; the first of them writes. With `resume` the training goes on from the last
@@ -86,6 +90,8 @@ def run_training(
         processes.of_first(lambda: claim.enter_context(folder.claimed(resume)))
         start = load_start(config)
         config = settled(config)
+        tell = partial(tell_all, observers if processes.is_first else ())
+        followers = run_observers(config, folder.logs, out.name, tell)
         own = identity(config, start, training_cases(config))
         found = last_checkpoint(folder, processes, own, observers)
         data = load_training_set(config, *input_view(config, start.base))
@@ -94,18 +100,27 @@ def run_training(
         freeze_text_tower(model)
         keeper = CheckpointKeeper(folder.checkpoints(config.checkpoint.keep), config.checkpoint, own)
         with what_learns(config, model, old):
-            trainer = Trainer(model, build_stream(config, data), config, device)
+            stream = build_stream(config, data)
+            if config.data.embeddings is not None:
+                frozen = with_frozen_encoder(config, model)
+                stream.embeddings = embed_views(stream.views, config, frozen, device, processes, tell)
+            trainer = Trainer(model, stream, config, device)
             if found is not None:
                 trainer.restore(found)
-            result = trainer.run(validate, observers, keeper, stop)
+            result = trainer.run(validate, [*observers, *followers], keeper, stop)
         model = trainer.model.to("cpu").eval()
 
         def write() -> None:
-            save_run(out, config, model, start, data, result)
+            save_run(out, config, model, start, data, result, folder.logs)
             folder.release(config.checkpoint.extendable)
 
         processes.of_first(write)
     return model, result
+
+
+def tell_all(observers: Sequence[Observer], text: str) -> None:
+    for observer in observers:
+        observer.noted(text)
 
 
 def build_stream(config: TrainConfig, data: TrainingSet) -> BatchStream:
@@ -129,8 +144,7 @@ def last_checkpoint(
     def step_of_newest() -> int | None:
         found, told = folder.checkpoints().newest()
         for text in told:
-            for observer in observers:
-                observer.noted(f"{text}; going on from the checkpoint before it")
+            tell_all(observers, f"{text}; going on from the checkpoint before it")
         if found is None:
             return None
         refuse_other(folder.training, found.facts[IDENTITY], own)

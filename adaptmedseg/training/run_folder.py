@@ -28,7 +28,7 @@ from adaptmedseg.training.slice_config import SliceTrainConfig
 from adaptmedseg.training.start import Start, history_of_growth
 from adaptmedseg.training.training_set import TrainingSet
 
-CONFIG, HISTORY = "config.yaml", "history.json"
+CONFIG, HISTORY, LOGS = "config.yaml", "history.json", "logs"
 
 
 class RunFolder:
@@ -38,6 +38,11 @@ class RunFolder:
     def __init__(self, out: Path):
         self.out = out
         self.training = out.with_name(f"{out.name}.training")
+
+    @property
+    def logs(self) -> Path:
+        """What follows a training that runs; a complete run has a copy."""
+        return self.training / LOGS
 
     @property
     def is_complete(self) -> bool:
@@ -113,9 +118,12 @@ def check_free(out: Path) -> None:
 
 
 def save_run(
-    out: Path, config: TrainConfig, model: nn.Module, start: Start, data: TrainingSet, result: TrainResult
+    out: Path, config: TrainConfig, model: nn.Module, start: Start, data: TrainingSet, result: TrainResult, logs: Path
 ) -> None:
-    """Write a run's files into OUT.partial, which is then renamed: a run folder is complete or not there."""
+    """Write a run's files into OUT.partial, which is then renamed: a run folder is complete or not there.
+
+    `logs` is the folder of what followed the training, which is copied.
+    """
     summary: dict[str, object] = {
         "config": config.name,
         "seed": config.seed,
@@ -131,19 +139,22 @@ def save_run(
     }
     if start.card_of_adapter is not None:
         summary |= history_of_growth(summary, start.card_of_adapter)
-    with new_run(out, config, summary, result) as partial:
+    with new_run(out, config, summary, result, logs) as partial:
         _save_model(partial / MODEL_FILE, config, model, start, data, summary)
 
 
 @contextmanager
-def new_run(out: Path, config: BaseModel, summary: dict[str, object], result: TrainResult) -> Iterator[Path]:
-    """OUT.partial with a run's configuration and history, for its model; it gets its name when the block ends."""
+def new_run(
+    out: Path, config: BaseModel, summary: dict[str, object], result: TrainResult, logs: Path
+) -> Iterator[Path]:
+    """OUT.partial with a run's configuration, history and logs, for its model; it gets its name when the block ends."""
     partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
         (partial / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         (partial / HISTORY).write_text(json.dumps({"summary": summary, "rows": result.history}, indent=1))
+        shutil.copytree(logs, partial / LOGS, symlinks=True)
         yield partial
         _replace(partial, out)
     except OSError as error:

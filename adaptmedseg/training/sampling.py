@@ -12,6 +12,7 @@ from adaptmedseg.models.prompts import Prompts
 from adaptmedseg.training.augment import augment, build_augmentation
 from adaptmedseg.training.choice import Choice
 from adaptmedseg.training.config import AugmentConfig, BalanceConfig
+from adaptmedseg.training.embeddings import EmbeddedViews
 from adaptmedseg.training.learning_config import PromptConfig
 from adaptmedseg.training.objective import Question
 from adaptmedseg.training.simulate import of_kind, points_inside, simulate_boxes, simulate_points
@@ -26,14 +27,15 @@ class Batch:
     """Views (b, 1, d, h, w), the kinds of prompt asked over them, and the boolean masks (n, d, h, w) they ask for; of
     pictures (b, 3, h, w) and (n, h, w).
 
-    All kinds ask for the same structures of the same images. `seeds`, one an image, are for what is drawn later, while
-    a step is made.
+    Where they are `embedded`, images are embeddings (b, c, d', h', w'). All kinds ask for the same structures of the
+    same images. `seeds`, one an image, are for what is drawn later, while a step is made.
     """
 
     images: Tensor
     kinds: tuple[Prompts, ...]
     masks: Tensor
     seeds: tuple[int, ...]
+    embedded: bool = False
 
     @property
     def prompts(self) -> Prompts:
@@ -43,7 +45,7 @@ class Batch:
     def question(self, device: torch.device) -> Question:
         """The batch on a device."""
         kinds = [kind.to(device) for kind in self.kinds]
-        return Question(self.images.to(device), self.masks.to(device), kinds, self.seeds)
+        return Question(self.images.to(device), self.masks.to(device), kinds, self.seeds, self.embedded)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ ALL = Share()
 
 @dataclass(frozen=True)
 class Sample:
-    """One view (1, d, h, w) and its share of a batch's prompts; masks (n, d, h, w) and what `Prompts` holds of them."""
+    """One view (1, d, h, w), or its embedding, and its share of a batch's prompts; masks (n, d, h, w) and what
+    `Prompts` holds of them."""
 
     modality: str
     image: Tensor
@@ -93,9 +96,14 @@ class SampleStream(IterableDataset):
         self.share = ALL
         self.start = 0
 
+    @property
+    def embedded(self) -> bool:
+        """Whether images are given as embeddings."""
+        return False
+
     def draw(self, position: int, rng: np.random.Generator) -> tuple[str, Tensor, dict[str, np.ndarray]]:
-        """The view at a position of the stream, changed at random: its modality, the image, and the boolean masks of
-        some of its structures."""
+        """The view at a position of the stream, changed at random: its modality, the image (or its embedding, where
+        they are `embedded`), and the boolean masks of some of its structures."""
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[Batch]:
@@ -130,6 +138,7 @@ class SampleStream(IterableDataset):
             tuple(of_kind(asked, kind) for kind in kinds),
             torch.cat([s.masks for s in samples]),
             tuple(s.seed for s in samples),
+            self.embedded,
         )
 
     def sample(self, position: int, kinds: Sequence[str], n_inside: int) -> "Sample":
@@ -170,10 +179,17 @@ class BatchStream(SampleStream):
         self.transform = build_augmentation(augmentation, (d, h, w))
         self.zoom_in = zoom_in
         self.choice = Choice(self.views, balance, seed)
+        self.embeddings: EmbeddedViews | None = None  # of all views, to be given in the place of images
+
+    @property
+    def embedded(self) -> bool:
+        return self.embeddings is not None
 
     def draw(self, position: int, rng: np.random.Generator) -> tuple[str, Tensor, dict[str, np.ndarray]]:
-        view = self.views[self.choice.case(position)]
-        return view.modality, *self._sample(view, rng)
+        case = self.choice.case(position)
+        view = self.views[case]
+        drawn = self._sample(view, rng) if self.embeddings is None else self._stored(self.embeddings, case, rng)
+        return view.modality, *drawn
 
     def _sample(self, view: View, rng: np.random.Generator) -> tuple[Tensor, dict[str, np.ndarray]]:
         # No number is drawn where nothing is to be decided, so that a stream of views alone stays what it was.
@@ -184,6 +200,14 @@ class BatchStream(SampleStream):
         if rng.random() < self.augmentation.mirror:
             image, masks, names = image.flip(-1), masks[..., ::-1].copy(), [view.mirrored[name] for name in names]
         return image, dict(zip(names, masks, strict=True))
+
+    def _stored(
+        self, embeddings: EmbeddedViews, case: int, rng: np.random.Generator
+    ) -> tuple[Tensor, dict[str, np.ndarray]]:
+        """A stored embedding (c, d', h', w') of a case, and some of the structures that its view shows."""
+        stored = embeddings.draw(case, rng)
+        names = self.choice.structures(sorted(stored.names), self.structures_per_image, rng)
+        return stored.embedding.float(), {name: stored.mask(name) for name in names}
 
     def _view(self, view: View, rng: np.random.Generator) -> tuple[Tensor, np.ndarray, list[str]]:
         """The whole crop and some of its structures."""

@@ -13,6 +13,7 @@ from adaptmedseg.training.config import (
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
 from adaptmedseg.training.running_config import CheckpointConfig, ComputeConfig, SelectionConfig
 from adaptmedseg.training.strict import Strict
+from adaptmedseg.training.tracking_config import TrackingConfig
 
 
 class SliceDataConfig(Strict):
@@ -44,6 +45,7 @@ class SliceTrainConfig(Strict):
     validations: Literal[0] = 0
     prompts: PromptConfig = PromptConfig(text=0, box=0.5, points=0.5)
     loss: LossConfig = LossConfig()
+    tracking: TrackingConfig = TrackingConfig()
     augment: AugmentConfig = AugmentConfig()
     optimiser: OptimiserConfig = OptimiserConfig()
     compute: ComputeConfig = ComputeConfig()

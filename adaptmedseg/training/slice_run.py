@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,12 @@ from adaptmedseg.training.keeper import CheckpointKeeper
 from adaptmedseg.training.observer import Observer
 from adaptmedseg.training.position import TrainResult
 from adaptmedseg.training.processes import Processes
-from adaptmedseg.training.run import last_checkpoint
+from adaptmedseg.training.run import last_checkpoint, tell_all
 from adaptmedseg.training.run_folder import RunFolder, new_run
 from adaptmedseg.training.slice_config import SliceTrainConfig
 from adaptmedseg.training.slice_stream import SliceStream, SliceView, view_of
 from adaptmedseg.training.stop import StopRequest
+from adaptmedseg.training.tracking import run_observers
 from adaptmedseg.training.trainer import Trainer
 
 Items = list[tuple[SliceDataset, SliceItem]]
@@ -62,6 +64,8 @@ def run_slice_training(
         processes.of_first(lambda: claim.enter_context(folder.claimed(resume)))
         items, wanted = training_items(config)
         model, card = load_sam(config.base, config.seed)
+        tell = partial(tell_all, observers if processes.is_first else ())
+        followers = run_observers(config, folder.logs, out.name, tell)
         own = _identity(config, model, items)
         found = last_checkpoint(folder, processes, own, observers)
         views = [view_of(item, dataset.name, model.config, wanted, config.data.least) for dataset, item in items]
@@ -72,11 +76,11 @@ def run_slice_training(
         if found is not None:
             trainer.restore(found)
         keeper = CheckpointKeeper(folder.checkpoints(config.checkpoint.keep), config.checkpoint, own)
-        result = trainer.run(None, observers, keeper, stop)
+        result = trainer.run(None, [*observers, *followers], keeper, stop)
         model.to("cpu").eval()
 
         def write() -> None:
-            _save(out, config, model, card, items, views, result)
+            _save(out, config, model, card, items, views, result, folder.logs)
             folder.release(config.checkpoint.extendable)
 
         processes.of_first(write)
@@ -100,6 +104,7 @@ def _save(
     items: Items,
     views: list[SliceView],
     result: TrainResult,
+    logs: Path,
 ) -> None:
     before = card.get("training")
     seen = set(before.get("image_sha256", [])) if isinstance(before, dict) else set()
@@ -116,5 +121,5 @@ def _save(
     }
     names = ", ".join(dict.fromkeys(dataset.name for dataset, _ in items))
     about = {"name": config.name, "trained_on": f"{len(items)} images of {names}", "started_from": card}
-    with new_run(out, config, summary, result) as partial:
-        save_sam(partial / MODEL_FILE, model, {**about, "training": summary})
+    with new_run(out, config, summary, result, logs) as folder:
+        save_sam(folder / MODEL_FILE, model, {**about, "training": summary})
