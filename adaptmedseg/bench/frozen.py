@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from adaptmedseg.bench.inference import SIZES
 from adaptmedseg.bench.process import in_own_process
-from adaptmedseg.bench.steps import StepSeconds, build_model, build_stream, generated_view, time_steps
+from adaptmedseg.bench.steps import MODALITY, StepSeconds, build_model, build_stream, generated_view, time_steps
 from adaptmedseg.device import keep_freed_memory
 from adaptmedseg.models.adapter_config import AdapterConfig, PriorsConfig
 from adaptmedseg.training.config import AugmentConfig, BudgetConfig, OptimiserConfig, TrainConfig
 from adaptmedseg.training.embeddings import embed_views, with_frozen_encoder
+from adaptmedseg.training.engine import Engine
 from adaptmedseg.training.processes import Processes
 
 TRAINED = {
@@ -52,13 +54,13 @@ def measure_way(stored: bool, size: str, trained: str, precision: str, device: s
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         config = frozen_config(trained, precision, folder)
-        model = build_model(size, config)
-        stream = build_stream(config, [generated_view(size, 1)])
+        model = build_model(SIZES[size], config)
+        stream = build_stream(config, [generated_view(SIZES[size], 1)])
         if stored:
             frozen, place = with_frozen_encoder(config, model), torch.device(device)
             stream.embeddings = embed_views(stream.views, config, frozen, place, Processes(), lambda text: None)
             assert len(list(Path(folder).rglob("*.safetensors"))) == DRAWS
-        return time_steps(model, stream, config, device, steps)
+        return time_steps(Engine(model, [MODALITY], config, torch.device(device)), stream, steps)
 
 
 def compare_frozen(size: str, trained: str, precision: str, device: str, steps: int = 3) -> FrozenResult:

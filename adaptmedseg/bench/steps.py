@@ -8,11 +8,12 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from adaptmedseg.bench.inference import SIZES, bench_volume
+from adaptmedseg.bench.inference import STRUCTURES, bench_volume
 from adaptmedseg.device import wait_for
 from adaptmedseg.models.adapted import AdaptedSegVol
-from adaptmedseg.models.segvol import SegVol
+from adaptmedseg.models.segvol import SegVol, SegVolConfig
 from adaptmedseg.training.config import TrainConfig
 from adaptmedseg.training.engine import Engine
 from adaptmedseg.training.run import freeze_text_tower
@@ -20,7 +21,6 @@ from adaptmedseg.training.sampling import BatchStream
 from adaptmedseg.training.views import CachedView
 
 MODALITY = "T2 MRI"
-NAMES = ("prostate", "bladder", "rectum", "uterus")
 Value = TypeVar("Value")
 
 
@@ -57,31 +57,31 @@ def timed(device: torch.device, work: Callable[[], Value]) -> tuple[Value, Secon
     return value, Seconds(time.perf_counter() - wall, time.process_time() - processor)
 
 
-def generated_view(size: str, structures: int) -> CachedView:
-    """A smooth view of a model of a size of `SIZES`, in which structures are boxes beside each other."""
-    shape = SIZES[size].spatial_size
-    labels = np.zeros(shape, np.uint8)
-    width = shape[2] // 2 // structures
+def generated_view(of: SegVolConfig, structures: int) -> CachedView:
+    """A smooth view of a model's input size, in which structures are boxes beside each other."""
+    d, h, w = of.spatial_size
+    labels = np.zeros((d, h, w), np.uint32)
+    width = w // 2 // structures
     for bit in range(structures):
-        labels[shape[0] // 4 : shape[0] // 2, shape[1] // 4 : shape[1] // 2, width * bit : width * (bit + 1)] = 1 << bit
-    names = NAMES[:structures]
+        labels[d // 4 : d // 2, h // 4 : h // 2, width * bit : width * (bit + 1)] = 1 << bit
+    names = STRUCTURES[:structures]
     return CachedView(
         MODALITY,
-        torch.from_numpy(bench_volume(shape)).half(),
+        torch.from_numpy(bench_volume((d, h, w))).half(),
         labels,
         {name: bit for bit, name in enumerate(names)},
         {name: name for name in names},
     )
 
 
-def build_model(size: str, config: TrainConfig) -> nn.Module:
+def build_model(of: SegVolConfig, config: TrainConfig) -> nn.Module:
     """A model with random weights; a whole base where the configuration has no adapter."""
     torch.manual_seed(0)
-    base = SegVol(SIZES[size])
+    base = SegVol(of)
     if config.adapter is None:
         freeze_text_tower(base)
         return base
-    return AdaptedSegVol(base, config.adapter, list(NAMES), [MODALITY])
+    return AdaptedSegVol(base, config.adapter, STRUCTURES, [MODALITY])
 
 
 def build_stream(config: TrainConfig, views: list[CachedView]) -> BatchStream:
@@ -91,15 +91,24 @@ def build_stream(config: TrainConfig, views: list[CachedView]) -> BatchStream:
     )
 
 
-def time_steps(model: nn.Module, stream: BatchStream, config: TrainConfig, device: str, steps: int) -> StepSeconds:
+def time_steps(engine: Engine, stream: BatchStream, steps: int) -> StepSeconds:
     """Make one step to warm up and `steps` more; the fastest batch and the fastest step count."""
-    engine = Engine(model, [MODALITY], config, torch.device(device))
-    batches, made = [], []
-    for step in range(steps + 1):
-        batch, seconds = timed(engine.device, lambda at=step: stream.batch(at))  # type: ignore[misc]
+    made = iter(stream)
+    batches, updates = [], []
+    for _ in range(steps + 1):
+        batch, seconds = timed(engine.device, lambda: next(made))
         batches.append(seconds)
-        made.append(timed(engine.device, lambda of=batch: engine.step([of], 0.5))[1])  # type: ignore[misc]
-    return StepSeconds(fastest(batches[1:]), fastest(made[1:]))
+        updates.append(timed(engine.device, lambda of=batch: engine.step([of], 0.5))[1])  # type: ignore[misc]
+    return StepSeconds(fastest(batches[1:]), fastest(updates[1:]))
+
+
+def count_flop(engine: Engine, stream: BatchStream) -> int:
+    """Floating-point operations of the matrix products and convolutions of a step, forward and back, as they are done:
+    those that gradient checkpointing does a second time among them."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        engine.step([stream.batch(0)], 0.5)
+    return counter.get_total_flops()
 
 
 def fastest(times: list[Seconds]) -> Seconds:

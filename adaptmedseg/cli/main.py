@@ -53,7 +53,7 @@ def _main(
 def _register() -> None:
     from adaptmedseg.cli import (
         adapters,
-        bench_evaluation,
+        bench_training,
         calibrate,
         check,
         compare,
@@ -94,7 +94,7 @@ def _register() -> None:
         adapters.app.command()(command)
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(weights.app, name="weights")
-    app.add_typer(bench_evaluation.app, name="bench")  # the same app as bench.app, with more commands
+    app.add_typer(bench_training.app, name="bench")  # the same app as bench.app, with more commands
 
 
 def run() -> None:
