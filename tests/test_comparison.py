@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from scipy.stats import wilcoxon
 from small_cases import MODALITY, Outcome, call, small_folder
 from test_cli import write_base
+from training_cases import forked_job
 
+from adaptmedseg.comparison import compare as compare_module
 from adaptmedseg.comparison.job import Cost
 from adaptmedseg.comparison.outcome import Outcome as StrategyOutcome
 from adaptmedseg.comparison.outcome import mean_over_seeds
@@ -151,6 +153,13 @@ def write_strategy(path: Path, **changes: object) -> Path:
     return path
 
 
+@pytest.fixture
+def _forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs in forked processes: starting a program anew, with its imports, is nearly all that a tiny job costs."""
+    monkeypatch.setattr(compare_module, "run_job", forked_job)
+
+
+@pytest.mark.usefixtures("_forked")
 def test_a_comparison_trains_scores_and_continues(place: Path, tmp_path: Path) -> None:
     out, broken = tmp_path / "out", {"lr": 1e30, "matrices": "adamw", "ema": 0.0, "warmup": 0.0}
     bad = write_strategy(tmp_path / "diverges.yaml", optimiser=broken)

@@ -9,7 +9,8 @@ import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from unittest import mock
 
 import torch
 import yaml
@@ -17,6 +18,8 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from small_cases import MODALITY, call, small_folder
 from test_cli import CONFIG, write_base
+
+from adaptmedseg.comparison import job
 
 
 def training_chain(root: Path, **changes: Any) -> Path:
@@ -41,6 +44,26 @@ def start(*command: str | Path, **environment: str) -> BaseProcess:
     process = multiprocessing.get_context("fork").Process(target=_run, args=(command, environment))
     process.start()
     return process
+
+
+def forked_job(folder: Path, device: str, log: BinaryIO) -> int:
+    """`comparison.compare.run_job` in a process that is forked from this one, for the same reason."""
+    process = multiprocessing.get_context("fork").Process(target=_run_job, args=(folder, device, log))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _run_job(folder: Path, device: str, log: BinaryIO) -> None:
+    for standard in (1, 2):
+        os.dup2(log.fileno(), standard)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w") for number in (1, 2))  # pytest has put others in their place
+    PartialState._reset_state()
+    with mock.patch.object(sys, "argv", ["job", str(folder), device]):
+        code = job.main()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _run(command: tuple[str | Path, ...], environment: dict[str, str]) -> None:

@@ -1,6 +1,5 @@
 """How close an encoder comes to what this machine's matrix products can do."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from adaptmedseg.device import wait_for
 from adaptmedseg.inference.precision import inference_precision
-from adaptmedseg.models.segvol import SegVol, SegVolConfig
+from adaptmedseg.models.segvol import SegVol
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,8 @@ def encoder_share(model: SegVol, device: str) -> EncoderShare:
         return torch.randn(shape, device=device).bfloat16()
 
     def linear(into: int, out: int) -> tuple[float, float]:
-        return time_linear(tokens, into, out, torch.bfloat16, device)
+        x, weight = random(tokens, into), random(out, into)
+        return 2.0 * tokens * into * out, best_of(lambda: torch.nn.functional.linear(x, weight), device)
 
     q, k, v = random(heads, tokens, width // heads), random(heads, width // heads, tokens), random(heads, tokens, 64)
     scores = random(heads, tokens, tokens)
@@ -72,16 +72,3 @@ def encoder_share(model: SegVol, device: str) -> EncoderShare:
         seconds = best_of(lambda: model.encode_image(image), device)
     wide = max(f / s for f, s in a_block[:4])
     return EncoderShare(flops / seconds, wide, flops / bare, seconds)
-
-
-def time_linear(tokens: int, into: int, out: int, dtype: torch.dtype, device: str) -> tuple[float, float]:
-    """Floating-point operations and seconds of one linear layer's product."""
-    x, weight = (torch.randn(rows, into, device=device).to(dtype) for rows in (tokens, out))
-    return 2.0 * tokens * into * out, best_of(lambda: torch.nn.functional.linear(x, weight), device)
-
-
-def product_rate(of: SegVolConfig, images: int, dtype: torch.dtype, device: str) -> float:
-    """FLOP/s of the bare product of an encoder's MLP, into its hidden layer, over all tokens of some images."""
-    tokens = math.prod(n // p for n, p in zip(of.spatial_size, of.patch_size, strict=True))
-    flop, seconds = time_linear(images * tokens, of.embed_dim, of.mlp_dim, dtype, device)
-    return flop / seconds

@@ -1,5 +1,6 @@
 """What the steps of a training cost: time, memory, and what more processes bring; random weights, generated views."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -7,15 +8,17 @@ import torch
 
 from adaptmedseg.bench.inference import peak_bytes
 from adaptmedseg.bench.process import in_own_process, in_processes
-from adaptmedseg.bench.products import product_rate
 from adaptmedseg.bench.steps import (
     MODALITY,
+    Seconds,
     StepSeconds,
     build_model,
     build_stream,
     count_flop,
+    fastest,
     generated_view,
     time_steps,
+    timed,
 )
 from adaptmedseg.device import keep_freed_memory
 from adaptmedseg.inference.machine import Bytes
@@ -31,8 +34,8 @@ class Measured:
     """A process's steps: seconds of the fastest, peak memory on its device and how much of that the program had before
     there was a model (main memory; 0 on a graphics processor), and trained numbers.
 
-    `flop` are the operations of a step's products and `rate` the FLOP/s of a bare one, in the step's number format;
-    None where they were not asked for.
+    `flop` are the operations of a step's products and `product` a bare one's operations and seconds, in the step's
+    number format; None where they were not asked for.
     """
 
     seconds: StepSeconds
@@ -41,14 +44,7 @@ class Measured:
     trained: int
     threads: int
     flop: int | None = None
-    rate: float | None = None
-
-    @property
-    def share(self) -> float | None:
-        """Of the rate of bare products, what the step comes to."""
-        if self.flop is None or self.rate is None:
-            return None
-        return self.flop / self.seconds.step.wall / self.rate
+    product: tuple[int, Seconds] | None = None
 
 
 def measure(of: SegVolConfig, config: TrainConfig, device: str, steps: int, threads: int, with_rate: bool) -> Measured:
@@ -64,12 +60,21 @@ def measure(of: SegVolConfig, config: TrainConfig, device: str, steps: int, thre
     engine = Engine(model, [MODALITY], config, place)
     seconds = time_steps(engine, stream, steps)
     peak = peak_bytes(str(place))
-    flop = rate = None
+    flop = product = None
     if with_rate:
         flop = count_flop(engine, stream)
         dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-        rate = product_rate(of, config.batch_size, dtype, str(place))
-    return Measured(seconds, peak, program, engine.trained_numbers, threads, flop, rate)
+        product = time_product(of, config.batch_size, dtype, place)
+    return Measured(seconds, peak, program, engine.trained_numbers, threads, flop, product)
+
+
+def time_product(of: SegVolConfig, images: int, dtype: torch.dtype, device: torch.device) -> tuple[int, Seconds]:
+    """Operations and seconds (the fastest of ten) of the product of an encoder's MLP into its hidden layer, over all
+    tokens of some images."""
+    tokens = images * math.prod(n // p for n, p in zip(of.spatial_size, of.patch_size, strict=True))
+    x, weight = (torch.randn(rows, of.embed_dim, device=device).to(dtype) for rows in (tokens, of.mlp_dim))
+    times = [timed(device, lambda: torch.nn.functional.linear(x, weight))[1] for _ in range(11)]
+    return 2 * tokens * of.embed_dim * of.mlp_dim, fastest(times[1:])
 
 
 def measure_alone(

@@ -22,7 +22,7 @@ from adaptmedseg.bench.memory_table import (
     with_lora,
     write_rows,
 )
-from adaptmedseg.bench.steps import StepSeconds
+from adaptmedseg.bench.steps import Seconds, StepSeconds
 from adaptmedseg.bench.training import Measured, measure_alone, measure_processes
 from adaptmedseg.cli.bench_evaluation import app
 from adaptmedseg.cli.common import Device, config_path, console, parse_overrides, split_names, text_table
@@ -182,12 +182,20 @@ def training_report(size: str, config: TrainConfig, device: str, found: Measured
         f"step: {seconds_of(of)}; {config.batch_size / of.wall:.2f} images a second",
         f"peak memory: {readable(found.peak)}, of which model and training take {readable(found.peak - found.program)}",
     ]
-    if found.share is not None and found.flop is not None and found.rate is not None:
-        lines.append(
-            f"products: {found.flop / 1e9:.0f} GFLOP a step, {found.flop / of.step.wall / 1e9:.0f} GFLOP/s, "
-            f"{found.share:.0%} of the {found.rate / 1e9:.0f} GFLOP/s of a bare product of the encoder's shape"
-        )
+    if found.flop is not None and found.product is not None:
+        lines.append(product_report(found.flop, of.step, *found.product, on_cpu=device == "cpu"))
     return lines
+
+
+def product_report(flop: int, step: Seconds, bare_flop: int, bare: Seconds, *, on_cpu: bool) -> str:
+    """How near a step's products come to the rate of a bare one; on a CPU by seconds of the processor."""
+    seconds, bare_seconds = (step.processor, bare.processor) if on_cpu else (step.wall, bare.wall)
+    rate, bare_rate = flop / seconds, bare_flop / bare_seconds
+    by = " of the processor" if on_cpu else ""
+    return (
+        f"products: {flop / 1e9:.0f} GFLOP a step, {rate / 1e9:.0f} in a second{by}; a bare product of the encoder's "
+        f"shape {bare_rate / 1e9:.0f}, of which a step reaches {rate / bare_rate:.0%}"
+    )
 
 
 def scaling_report(found: dict[int, list[Measured]], images: int) -> list[str]:

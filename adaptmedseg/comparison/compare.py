@@ -4,6 +4,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
 
 from adaptmedseg.comparison.job import LOG
 from adaptmedseg.comparison.plan import Task, is_done
@@ -44,9 +46,8 @@ def run_tasks(tasks: Sequence[Task], device: str, tell: Tell) -> list[Failure]:
 def _run(task: Task, device: str) -> str:
     """Do one job; returns why it failed, or nothing."""
     path = task.folder / LOG
-    command = [sys.executable, "-m", "adaptmedseg.comparison.job", str(task.folder), device]
     with path.open("wb") as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
+        code = run_job(task.folder, device, log)
     if code == 0:
         return ""
     if code < 0:
@@ -54,3 +55,9 @@ def _run(task: Task, device: str) -> str:
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
     last = lines[-1] if lines else "no reason given"
     return last.removeprefix(ERROR) if last.startswith(ERROR) else f"{last} (see {path})"
+
+
+def run_job(folder: Path, device: str, log: BinaryIO) -> int:
+    """Do the job of a folder in a process of its own, all that it prints into `log`; its exit code."""
+    command = [sys.executable, "-m", "adaptmedseg.comparison.job", str(folder), device]
+    return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode

@@ -126,6 +126,11 @@ def _set(path: Path, values: dict, keys: list[str], value: object) -> None:
     place: dict | list = values
     for depth, key in enumerate(keys[:-1], 1):
         _check_number(path, whole, keys[: depth - 1], place, key)
+        if isinstance(place, dict) and key not in place and keys[depth].isdecimal():
+            part = ".".join(keys[:depth])
+            raise UserError(
+                f"{path}: {whole}: the file has no {part}, so that it has no entries; write {part} out in it"
+            )
         inner = place.setdefault(key, {}) if isinstance(place, dict) else place[int(key)]
         if not isinstance(inner, dict | list):
             part = ".".join(keys[:depth])
