@@ -9,10 +9,12 @@ CT_MINUTES ?= 4
 COMPARE_STEPS ?= 200
 COMPARE_CT_STEPS ?= 600
 COMPARE_SEEDS ?= 0,1
+PROMPT_STEPS ?= 100
+PROMPT_SEEDS ?= 0 1
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-cluster lint format base real compare clean
+.PHONY: demo test test-slow test-cluster lint format base real compare prompts clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -97,6 +99,19 @@ compare: $(VENV)/installed runs/compare/ct_base
 		--data runs/compare/promise12 --data runs/compare/left_atrium --data runs/compare/acdc --data runs/compare/hippocampus \
 		--seeds $(COMPARE_SEEDS) --steps $(COMPARE_STEPS) --reference gated \
 		--out runs/compare/strategies
+
+# One kind of prompt a step, drawn from six, against all six: the same steps, prostate on MRI, asked in all ways afterwards.
+EVEN := prompts.text=0.16666667 prompts.text_box=0.16666667 prompts.text_points=0.16666667 \
+	prompts.box=0.16666667 prompts.points=0.16666666 prompts.box_points=0.16666666
+prompts: $(VENV)/installed runs/compare/ct_base
+	rm -rf runs/prompts
+	for seed in $(PROMPT_SEEDS); do for kinds in 1 6; do \
+		$(BIN)/adaptmedseg train prostate --base runs/compare/ct_base --data runs/compare/promise12 --seed $$seed \
+			--out runs/prompts/kinds$$kinds-seed$$seed budget.minutes=null budget.steps=$(PROMPT_STEPS) batch_size=1 \
+			prompts.kinds=$$kinds $(EVEN) && \
+		$(BIN)/adaptmedseg evaluate --model kinds$$kinds-seed$$seed=runs/prompts/kinds$$kinds-seed$$seed \
+			--data runs/compare/promise12 --study prompts --out runs/prompts/study --append || exit 1; \
+	done; done
 
 runs/compare/ct_base:
 	rm -rf runs/compare

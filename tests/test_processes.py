@@ -105,6 +105,22 @@ def test_an_error_of_the_first_ends_all(chain: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 
 
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_the_others_with_a_sentence(
+    chain: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], killed: int
+) -> None:
+    long = ["budget.steps=100000", "checkpoint.steps=2", "tracking.tensorboard=false"]
+    processes = launch(2, "train", *arguments(chain, tmp_path / "run", *FASTER, *long))
+    folder = CheckpointFolder(tmp_path / "run.training")
+    while not folder.steps():
+        assert all(process.is_alive() for process in processes)
+        time.sleep(0.01)
+    processes[killed].kill()
+    assert codes(processes, timeout=60)[1 - killed] == 1
+    assert "error: another process of this training has ended" in capfd.readouterr().err.splitlines()[-1]
+    assert folder.newest()[0] is not None
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(chain: Path, tmp_path: Path) -> None:
     outcome = call("train", *arguments(chain, tmp_path / "run", "batch_size=3", "compute.accumulate=2"))
     assert outcome.code == 2

@@ -492,6 +492,12 @@ def test_overrides_reach_entries_of_lists_by_number() -> None:
             load_config(CONFIGS / "adapt.yaml", TrainConfig, {key: 4})
 
 
+def test_entries_of_a_list_that_the_file_has_not_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\nbudget: {steps: 1}\n")
+    with pytest.raises(UserError, match=r"adapter\.layers\.0\.rank: adapter\.layers is not in the file; write it out"):
+        load_config(tmp_path / "mine.yaml", TrainConfig, {"adapter.layers.0.rank": 4})
+
+
 def test_alpha_is_the_rank_where_it_is_left_out() -> None:
     assert LayerAdapterConfig(rank=3).alpha == 3
     assert LayerAdapterConfig(rank=3, alpha=5).alpha == 5

@@ -50,7 +50,7 @@ class Setting:
         if self.rank == 0:
             values["adapter"] = None
         else:
-            values["adapter"]["layers"][0] |= {"rank": self.rank, "alpha": self.rank}
+            values["adapter"]["layers"][0] |= {"rank": self.rank}
         return TrainConfig.model_validate(values)
 
     def overrides(self) -> str:

@@ -11,6 +11,7 @@ import typer
 from adaptmedseg import __version__
 from adaptmedseg.device import keep_freed_memory
 from adaptmedseg.errors import UserError
+from adaptmedseg.training.processes import lost_process
 from adaptmedseg.training.stop import STOPPED_EXIT, TrainingStopped
 
 # What the user can do about an error of the file system.
@@ -25,6 +26,11 @@ REMEDIES = {
     errno.EISDIR: "give the path of a file",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+
+LOST_PROCESS = (
+    "another process of this training has ended, or cannot be reached any more; its own last lines say why; go on from "
+    "the last checkpoint with --resume"
+)
 
 app = typer.Typer(
     help="Adapt a CT foundation model to MRI: prepare data, train an adapter, evaluate, predict, report.",
@@ -118,6 +124,11 @@ def run() -> None:
         remedy = "pass --device cpu or, to train, a smaller batch_size"
         print(f"error: the graphics processor's memory is full; {remedy}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        print(f"error: {LOST_PROCESS}", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         if error.errno not in REMEDIES:
             raise

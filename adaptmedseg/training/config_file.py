@@ -128,9 +128,7 @@ def _set(path: Path, values: dict, keys: list[str], value: object) -> None:
         _check_number(path, whole, keys[: depth - 1], place, key)
         if isinstance(place, dict) and key not in place and keys[depth].isdecimal():
             part = ".".join(keys[:depth])
-            raise UserError(
-                f"{path}: {whole}: the file has no {part}, so that it has no entries; write {part} out in it"
-            )
+            raise UserError(f"{path}: {whole}: {part} is not in the file; write it out there")
         inner = place.setdefault(key, {}) if isinstance(place, dict) else place[int(key)]
         if not isinstance(inner, dict | list):
             part = ".".join(keys[:depth])

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from adaptmedseg.errors import UserError
 
 T = TypeVar("T")
+LOST = ("connection closed by peer", "connection reset by peer", "broken pipe", "remote process exited", "nccl")
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,9 @@ class Processes:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
+
+
+def lost_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process of the training can no longer be reached, as one that has ended."""
+    text = str(error).lower()
+    return isinstance(error, dist.DistError) or any(words in text for words in LOST)
