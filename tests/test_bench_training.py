@@ -22,7 +22,7 @@ from adaptmedseg.bench.memory_table import (
 )
 from adaptmedseg.bench.process import in_own_process, in_processes
 from adaptmedseg.bench.steps import Seconds, StepSeconds
-from adaptmedseg.cli.bench_training import parse_bytes, product_report, scaling_report
+from adaptmedseg.cli.bench_training_text import parse_bytes, product_report, scaling_report
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.segvol import SegVolConfig
 from adaptmedseg.training.config import TrainConfig

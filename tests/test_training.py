@@ -498,6 +498,21 @@ def test_entries_of_a_list_that_the_file_has_not_are_refused(tmp_path: Path) -> 
         load_config(tmp_path / "mine.yaml", TrainConfig, {"adapter.layers.0.rank": 4})
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("seed: 1\noptimiser: {lr: 0.1}\nseed: 2\n", "line 5: seed stands in line 3 already; remove one"),
+        ("optimiser:\n  lr: 0.1\n  lr: 0.2\n", "line 5: lr stands in line 4 already; remove one"),
+        ("optimiser: 0.1\n", "line 3: optimiser: takes keys of its own \\(clip, ema, lr, .*value: 0.1"),
+        ("adapter: lora\n", "line 3: adapter: takes keys of its own \\(gate_by_modality, layers, .*value: 'lora'"),
+    ],
+)
+def test_keys_given_twice_and_values_for_groups_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "mine.yaml").write_text("name: mine\nbudget: {steps: 1}\n" + text)
+    with pytest.raises(UserError, match=says):
+        load_config(tmp_path / "mine.yaml", TrainConfig)
+
+
 def test_alpha_is_the_rank_where_it_is_left_out() -> None:
     assert LayerAdapterConfig(rank=3).alpha == 3
     assert LayerAdapterConfig(rank=3, alpha=5).alpha == 5

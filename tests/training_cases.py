@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 from multiprocessing.process import BaseProcess
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from small_cases import MODALITY, call, small_folder
 from test_cli import CONFIG, write_base
 
+from adaptmedseg.bench.process import free_port
 from adaptmedseg.comparison import job
 
 
@@ -77,14 +77,11 @@ def _run(command: tuple[str | Path, ...], environment: dict[str, str]) -> None:
 
 def launch(count: int, *command: str | Path) -> list[BaseProcess]:
     """The same by several processes that know each other, as a launcher would start them."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
     common = {
         "OMP_NUM_THREADS": "1",
         "WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
+        "MASTER_PORT": str(free_port()),
         "ACCELERATE_USE_CPU": "true",
     }
     return [start(*command, **common, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(count)]

@@ -27,6 +27,7 @@ REMEDIES = {
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
+MEMORY_FULL = "the memory is full; close other programs, ask for less at once or take a larger machine"
 LOST_PROCESS = (
     "another process of this training has ended, or cannot be reached any more; its own last lines say why; go on from "
     "the last checkpoint with --resume"
@@ -118,13 +119,16 @@ def run() -> None:
         print(f"{stopped}; start it again with --resume to go on", file=sys.stderr)
         sys.exit(STOPPED_EXIT)
     except MemoryError:
-        print("error: the memory is full; close other programs or take a larger machine", file=sys.stderr)
+        print(f"error: {MEMORY_FULL}", file=sys.stderr)
         sys.exit(2)
     except torch.OutOfMemoryError:
         remedy = "pass --device cpu or, to train, a smaller batch_size"
         print(f"error: the graphics processor's memory is full; {remedy}", file=sys.stderr)
         sys.exit(2)
     except RuntimeError as error:
+        if "can't allocate memory" in str(error):  # torch's way of saying MemoryError
+            print(f"error: {MEMORY_FULL}", file=sys.stderr)
+            sys.exit(2)
         if not lost_process(error):
             raise
         print(f"error: {LOST_PROCESS}", file=sys.stderr)

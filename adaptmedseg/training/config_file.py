@@ -50,7 +50,21 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no keys; start from one of the shipped configurations")
+    _refuse_twice(path, yaml.compose(text, Loader=yaml.SafeLoader))
     return text, values
+
+
+def _refuse_twice(path: Path, node: Node | None) -> None:
+    """UserError where a key stands twice beside itself: YAML would quietly take the last."""
+    seen: dict[str, int] = {}
+    for key, inner in node.value if isinstance(node, MappingNode) else ():
+        line = key.start_mark.line + 1
+        if key.value in seen:
+            raise UserError(f"{path}, line {line}: {key.value} stands in line {seen[key.value]} already; remove one")
+        seen[key.value] = line
+        _refuse_twice(path, inner)
+    for inner in node.value if isinstance(node, SequenceNode) else ():
+        _refuse_twice(path, inner)
 
 
 def _place(path: Path, text: str, keys: tuple[int | str, ...], overrides: dict[str, object]) -> str:
@@ -98,6 +112,9 @@ def _what(kind: type[BaseModel], error: ErrorDetails) -> str:
         return f"{dotted}: there is no such key; {hint}"
     if error["type"] == "missing":
         return f"{dotted}: is missing; add it"
+    if error["type"] == "model_type":
+        known = ", ".join(sorted(_fields(kind, keys)))
+        return f"{dotted}: takes keys of its own ({known}); write them below it (value: {error['input']!r})"
     message = error["msg"].removeprefix("Value error, ")
     return f"{dotted}: {message} (value: {error['input']!r})"
 
