@@ -76,6 +76,17 @@ def test_list_goes_on_where_a_file_is_damaged(folder: Path) -> None:
     refuse(call("adapters", "list", folder / "empty"), "holds no adapter file")
 
 
+def test_list_tells_of_files_that_were_cut_off(folder: Path) -> None:
+    whole = folder / "runs" / "gated" / "model.safetensors"
+    whole.write_bytes(whole.read_bytes()[:-50])
+    empty = folder / "runs" / "empty.safetensors"
+    empty.touch()
+    outcome = call("adapters", "list", folder)
+    assert outcome.code == 1
+    assert f"wrong: {whole}: not a readable safetensors file" in outcome.out
+    assert f"wrong: {empty}: not a readable safetensors file" in outcome.out
+
+
 def test_show_tells_the_card_and_checks_the_file(folder: Path) -> None:
     out = succeed("show", folder / "runs" / "gated")
     for part in (

@@ -216,6 +216,14 @@ def test_separate_folders(source: Path, tmp_path: Path) -> None:
         prepare_folder(source, tmp_path / "other", name="x", images=tmp_path / "scans")
 
 
+def test_two_labels_of_one_image_are_told_by_name(source: Path, tmp_path: Path) -> None:
+    label = source / "labels" / "case_3.nii.gz"
+    (source / "labels" / "case_3_seg.nii.gz").write_bytes(label.read_bytes())
+    (told,) = prepare_folder(source, tmp_path / "out", name="x").manifest["left_out"]
+    assert "case_3.nii.gz has 2 labels (" in told
+    assert "case_3_seg.nii.gz" in told
+
+
 # Bad input: one trap each, with the file, the value and the remedy in the sentence.
 
 

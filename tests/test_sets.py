@@ -301,7 +301,7 @@ def _spoil(root: Path, kind: str) -> None:
     ("kind", "says"),
     [
         ("missing raw", "Case01.mhd names the data file Case01.raw, which is missing; copy both files"),
-        ("short raw", "Case01.mhd is truncated or damaged"),
+        ("short raw", "Case01.raw is truncated or damaged: 100 bytes of "),
         ("label value", "label values [3] where the set has 0, 1"),
         ("other grid", "resample the labels"),
         ("no annotation", "Case01.mhd has no annotation"),

@@ -89,6 +89,11 @@ def test_left_and_right_are_one_anatomy() -> None:
     assert [anatomy(name) for name in ("left kidney", "right kidney", "leftover")] == ["kidney", "kidney", "leftover"]
 
 
+def test_heart_chambers_are_no_pair() -> None:
+    assert anatomy("left ventricle") == "left ventricle"
+    assert anatomy("right ventricle") == "right ventricle"
+
+
 def test_every_token_is_on_the_map(tiny_base: SegVol) -> None:
     tokens = learnt_tokens(with_priors(tiny_base))
     assert [t.task or t.modality for t in tokens] == [

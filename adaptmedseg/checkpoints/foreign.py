@@ -68,12 +68,22 @@ def _check_sums(path: Path) -> None:
 
 def own_format(path: Path) -> str | None:
     """The format that a safetensors file of this project names; None for every other file."""
+    name = (_metadata(path) or {}).get("format", "")
+    return name if name.startswith(OWN_FORMATS) else None
+
+
+def is_readable(path: Path) -> bool:
+    """Whether safetensors reads the file's header and finds the file as long as that says."""
+    return _metadata(path) is not None
+
+
+def _metadata(path: Path) -> dict[str, str] | None:
+    """What a safetensors file says of itself; None where the file cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
-            name = (file.metadata() or {}).get("format", "")
+            return file.metadata() or {}
     except (OSError, SafetensorError):
         return None
-    return name if name.startswith(OWN_FORMATS) else None
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from adaptmedseg.adapters.card import AdapterCard
 from adaptmedseg.adapters.compare import changes, compare_changes, differences
 from adaptmedseg.adapters.counts import PartCount, count_parameters, kinds_of, total
 from adaptmedseg.adapters.file import ADAPTER_FORMATS, read_adapter
-from adaptmedseg.checkpoints.foreign import own_format
+from adaptmedseg.checkpoints.foreign import is_readable, own_format
 from adaptmedseg.checkpoints.store import model_path, recorded_hash
 from adaptmedseg.checkpoints.verify import verify_file
 from adaptmedseg.cli.common import text_table
@@ -56,7 +56,8 @@ def list_command(folder: Annotated[Path, typer.Argument(help="A folder; those in
 
 
 def _is_adapter(path: Path) -> bool:
-    return (own_format(path) or "").startswith(ADAPTER_FORMATS)
+    """Adapters, and files so damaged that nothing in them says what they were."""
+    return (own_format(path) or "").startswith(ADAPTER_FORMATS) or not is_readable(path)
 
 
 def _row(path: Path) -> list[str]:

@@ -38,11 +38,14 @@ class Pair:
 
 @dataclass
 class Found:
-    """What a folder holds: pairs, files that have no partner as sentences, and the contents of its dataset.json."""
+    """What a folder holds: pairs, files without a partner or with several as sentences, its dataset.json's contents.
+
+    `ambiguous` are images with several labels."""
 
     root: Path
     pairs: list[Pair] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    ambiguous: set[Path] = field(default_factory=set)
     description: dict[str, Any] = field(default_factory=dict)
 
 
@@ -148,7 +151,19 @@ def _match(
             _match_channel(found, matched, label, by_channel, channel)
         else:
             found.problems.append(f"{label} has no image; give both files the same name or move the label away.")
-    found.pairs = _named(matched, image_root)
+    found.pairs = _named(_one_label_each(found, matched), image_root)
+
+
+def _one_label_each(found: Found, matched: list[tuple[Path, Path, int | None]]) -> list[tuple[Path, Path, int | None]]:
+    """Matches of images that have one label; a problem for every other, for which one is meant nobody can tell."""
+    labels: dict[Path, list[Path]] = defaultdict(list)
+    for image, label, _ in matched:
+        labels[image].append(label)
+    for image, several in labels.items():
+        if len(several) > 1:
+            found.problems.append(f"{image} has {len(several)} labels ({', '.join(map(str, several))}); keep one.")
+    found.ambiguous = {image for image, several in labels.items() if len(several) > 1}
+    return [match for match in matched if match[0] not in found.ambiguous]
 
 
 def _index_images(images: list[Path], root: Path) -> tuple[dict[Key, list[Path]], dict[Key, dict[int, Path]]]:
@@ -212,7 +227,7 @@ def _short_name(image: Path, label: Path) -> str:
 
 
 def _report_unlabelled(found: Found, images: list[Path]) -> None:
-    used = {pair.image for pair in found.pairs}
+    used = {pair.image for pair in found.pairs} | found.ambiguous
     used_channels = {_CHANNEL.sub(r"\1", str(path.parent / volume_stem(path))) for path in used}
     for path in images:
         is_other_channel = _CHANNEL.sub(r"\1", str(path.parent / volume_stem(path))) in used_channels

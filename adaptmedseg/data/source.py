@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from adaptmedseg.data.files import file_sha256
 from adaptmedseg.errors import UserError
+
+_METAIMAGE_BYTES = {
+    "MET_CHAR": 1, "MET_UCHAR": 1, "MET_SHORT": 2, "MET_USHORT": 2, "MET_INT": 4, "MET_UINT": 4, "MET_LONG": 4,
+    "MET_ULONG": 4, "MET_LONG_LONG": 8, "MET_ULONG_LONG": 8, "MET_FLOAT": 4, "MET_DOUBLE": 8,
+}  # fmt: skip
 
 
 def source_sha256(path: Path) -> str:
@@ -42,4 +49,18 @@ def voxel_file(path: Path) -> Path:
     data = path.with_name(name)
     if not data.is_file():
         raise UserError(f"{path} names the data file {name}, which is missing; copy both files.")
+    stated, held = _stated_bytes(header), data.stat().st_size
+    if held < stated:
+        raise UserError(f"{data} is truncated or damaged: {held:,} bytes of {stated:,}; copy or export it again.")
     return data
+
+
+def _stated_bytes(header: Mapping[str, str]) -> int:
+    """The least size of the data file that a MetaImage header describes; 0 where it is compressed or not said."""
+    width = _METAIMAGE_BYTES.get(header.get("ElementType", "").upper(), 0)
+    try:
+        shape = [int(size) for size in header.get("DimSize", "0").split()]
+        channels = int(header.get("ElementNumberOfChannels", "1"))
+    except ValueError:
+        return 0  # the reader says what is wrong with such a header
+    return 0 if header.get("CompressedData", "").lower() == "true" else width * channels * math.prod(shape)

@@ -32,6 +32,7 @@ from adaptmedseg.data.grid import (
 )
 from adaptmedseg.data.nifti import nifti_grid, read_nifti
 from adaptmedseg.data.nifti import save_nifti as _save_nifti
+from adaptmedseg.data.source import voxel_file
 from adaptmedseg.errors import UserError
 
 __all__ = [
@@ -206,6 +207,7 @@ def _load(path: Path) -> tuple[np.ndarray, Grid, tuple[str, ...]]:
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         array, grid, notes = read_nifti(path)
     else:
+        voxel_file(path)  # says more of a data file that is missing or cut off than ITK does
         reader = _itk_reader(path)
         grid, notes = checked_grid(path, *_itk_header(reader)), ()
         array = _itk_array(guarded(path, reader.Execute))

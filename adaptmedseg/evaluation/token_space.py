@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from adaptmedseg.data.prepared import PreparedCase
+from adaptmedseg.data.registry import default_registry
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation import style
 from adaptmedseg.inference.loading import LoadedModel
@@ -111,7 +112,10 @@ def principal_components(vectors: npt.NDArray[np.float64]) -> tuple[npt.NDArray[
 
 
 def anatomy(task: str) -> str:
-    """The structure without its side: left and right have one colour."""
+    """What has a colour: left and right of a pair share one; the heart's chambers, no mirror images, have their own."""
+    registry = default_registry()
+    if registry.knows_structure(task) and registry.mirror(task) == task:
+        return task
     return next((task[len(side) :] for side in SIDES if task.startswith(side)), task)
 
 
