@@ -161,7 +161,7 @@ def test_cached_embeddings_are_what_the_encoder_sees(blobs: Path, base: Path) ->
 WRONG = {
     "moving": (
         ["augment.mirror=0.5"],
-        "embeddings are computed once, so that images cannot change: set augment.mirror",
+        "images cannot change: set augment.mirror",
     ),
     "no adapter": (["adapter=null"], "cache_embeddings needs a frozen encoder"),
     "encoder": (['adapter.train=["image_encoder.neck.*"]'], "the adapter changes the image encoder"),

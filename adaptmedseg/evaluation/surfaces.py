@@ -95,7 +95,8 @@ def surface_distances(
     (h, w) between their outlines, made of pixels.
 
     Only elements that the other surface lacks are looked up, in a k-d tree, which costs what the surfaces cost and not
-    what the box round them does. `spacing_mm` is in the order of the axes. Raises ValueError for an empty mask, and for surfels of two dimensions.
+    what the box round them does. `spacing_mm` is in the order of the axes. Raises ValueError for an empty mask, and
+    for surfels of two dimensions.
     """
     if not prediction.any() or not truth.any():
         raise ValueError("an empty mask has no surface to measure from")

@@ -90,10 +90,8 @@ def score_prompts(
         shown = item.annotated if way == "class" else item.present()
         asked = [prompt_of(item.mask(name), name, way, item.id) for name in names if name in shown]
         predictor.set_image(read_picture(item.folder / "images" / f"{item.id}.png"))
-        found = [
-            Answer(method.name, ORIGINS[way], one.structure, one.mask)
-            for one in (predictor.predict(asked) if asked else [])
-        ]
+        answers = predictor.predict(asked) if asked else []
+        found = [Answer(method.name, ORIGINS[way], answer.structure, answer.mask) for answer in answers]
         records += item_records(queries.dataset.name, item, found, background=way == "class")
         if progress is not None:
             progress(done, len(queries.items))

@@ -67,7 +67,8 @@ def score_supports(
         for shots in study.shots:
             if shots > len(supports) or not items:
                 tell(
-                    f"{queries.dataset.name}, {structure}: {len(supports)} supports and {len(items)} images, not {shots}"
+                    f"{queries.dataset.name}, {structure}: {len(supports)} images to draw supports from and "
+                    f"{len(items)} to score, so that {shots} supports are left out"
                 )
                 continue
             for draw in range(study.draws):
