@@ -78,6 +78,8 @@ def evaluate_slices(
     if not records:
         raise UserError(f"{', '.join(map(str, data))}: nothing could be scored; see the notes above")
     before = read_results(out / RESULTS) if append and (out / RESULTS).exists() else []
+    new = {record.score_key for record in records}
+    before = [record for record in before if record.score_key not in new]
     report = _write(out, [*before, *records], before[0].method if before and shots is None else reference)
     print(report)
 
