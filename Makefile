@@ -11,10 +11,15 @@ COMPARE_CT_STEPS ?= 600
 COMPARE_SEEDS ?= 0,1
 PROMPT_STEPS ?= 100
 PROMPT_SEEDS ?= 0 1
+SLICE_STEPS ?= 400
+SLICE_TASK_STEPS ?= 150
+SHOTS ?= 1,4,16
+DRAWS ?= 2
+QUERIES ?= 12
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-cluster lint format base real compare prompts clean
+.PHONY: demo test test-slow test-cluster lint format base real compare prompts slices clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -132,6 +137,54 @@ runs/compare/ct_base:
 		--test-fraction 0 --val-fraction 0 --workers 2
 	$(BIN)/adaptmedseg train openkbp --data runs/compare/openkbp --data runs/compare/rehearsal --out runs/compare/ct_base \
 		budget.minutes=null budget.steps=$(COMPARE_CT_STEPS)
+
+# The 2D path on real slices and pictures: a small SAM of cardiac MRI learns other tasks from support sets alone; LoRA
+# finds infrared targets; several organs an image are trained at once or one by one.
+SLICE_SETS := left_atrium retina abdomen hippocampus
+ORGANS := liver,spleen,aorta,left kidney
+slices: $(VENV)/installed runs/slices/sets
+	$(BIN)/adaptmedseg train sam_small --data runs/slices/acdc --out runs/slices/base \
+		budget.minutes=null budget.steps=$(SLICE_STEPS) --resume
+	for set in $(SLICE_SETS); do \
+		names=$$(test $$set = abdomen && echo "--structures=$(ORGANS)"); \
+		$(BIN)/adaptmedseg evaluate-slices --model sam=runs/slices/base --data runs/slices/$$set --shots $(SHOTS) \
+			--draws $(DRAWS) --limit $(QUERIES) --unet --out runs/slices/supports --append $${names:+"$$names"} || exit 1; \
+	done
+	$(BIN)/adaptmedseg train 2d/qv_lora --base runs/slices/base --data runs/slices/infrared --out runs/slices/lora \
+		budget.minutes=null budget.steps=$(SLICE_TASK_STEPS) --resume batch_size=4 optimiser.lr=0.002
+	for ask in "oracle point" "oracle box"; do \
+		$(BIN)/adaptmedseg evaluate-slices --model none=runs/slices/base --model "q/v LoRA=runs/slices/lora" \
+			--data runs/slices/infrared --ask "$$ask" --out runs/slices/sirst --append || exit 1; \
+	done
+	for several in 1 2; do \
+		$(BIN)/adaptmedseg train 2d/cotraining --base runs/slices/base --data runs/slices/abdomen \
+			--out runs/slices/together$$several structures_per_image=$$several optimiser.lr=0.002 \
+			budget.minutes=null budget.steps=$(SLICE_TASK_STEPS) --resume 'data.structures=[liver,spleen,aorta,left kidney]' || exit 1; \
+	done
+	$(BIN)/adaptmedseg evaluate-slices --model "single prompt=runs/slices/together1" \
+		--model "co-training=runs/slices/together2" --model none=runs/slices/base --data runs/slices/abdomen \
+		--structures "$(ORGANS)" --ask "oracle box" --out runs/slices/cotraining --append
+
+runs/slices/sets:
+	rm -rf runs/slices
+	$(BIN)/adaptmedseg prepare $(DATA)/acdc-mr --out runs/slices/volumes/acdc --name acdc --modality "cine MRI" \
+		--label "1=right ventricle" --label 2=myocardium --label "3=left ventricle" --patient-pattern "patient\d+" \
+		--test-fraction 0.3 --val-fraction 0
+	$(BIN)/adaptmedseg prepare $(DATA)/left-atrium-mr --out runs/slices/volumes/left_atrium --name left_atrium \
+		--modality "LGE MRI" --label "1=left atrium" --test-fraction 0.5 --val-fraction 0
+	$(BIN)/adaptmedseg prepare $(DATA)/hippocampus-mr --out runs/slices/volumes/hippocampus --name hippocampus \
+		--modality "T1 MRI" --label "1=anterior hippocampus" --label "2=posterior hippocampus" \
+		--test-fraction 0.4 --val-fraction 0
+	$(BIN)/adaptmedseg slices runs/slices/volumes/acdc --out runs/slices/acdc
+	$(BIN)/adaptmedseg slices runs/slices/volumes/left_atrium --out runs/slices/left_atrium --every 8 --least 100 --spacing 1.25
+	$(BIN)/adaptmedseg slices runs/slices/volumes/hippocampus --out runs/slices/hippocampus --axis sagittal --middle 1
+	$(BIN)/adaptmedseg slices $(DATA)/stare --out runs/slices/retina --structures vessel --mask-ending .ah \
+		--modality photograph --test-fraction 0.4 --val-fraction 0
+	$(BIN)/adaptmedseg slices $(DATA)/btcv-ct-slices --out runs/slices/abdomen --modality CT \
+		--patient-pattern "ABD_(\d+)" --test-fraction 0.34 --val-fraction 0
+	$(BIN)/adaptmedseg slices $(DATA)/sirst --out runs/slices/infrared --structures target --mask-ending _pixels0 \
+		--modality infrared --test-fraction 0.4 --val-fraction 0
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

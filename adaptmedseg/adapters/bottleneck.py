@@ -1,6 +1,7 @@
 """Med-SA's bottleneck adapters (Wu et al. 2023, arXiv:2304.12620) in encoder and decoder blocks."""
 
 import torch.nn.functional as F
+from timm.models.vision_transformer_sam import Block as SamBlock
 from torch import Tensor, nn
 
 from adaptmedseg.adapters.bypass import Bypass, Switch
@@ -45,6 +46,7 @@ class BottleneckBefore(Bottleneck):
 # before the norm. Only those beside the MLP are scaled (the paper's 0.5 is alpha = rank / 2).
 SITES: dict[type[nn.Module], dict[str, type[Bottleneck]]] = {
     EncoderBlock: {"attn": BottleneckAfter, "mlp": Bottleneck},
+    SamBlock: {"attn": BottleneckAfter, "mlp": Bottleneck},
     TwoWayAttentionBlock: {
         "cross_attn_token_to_image.out_proj": BottleneckAfter,
         "mlp": Bottleneck,

@@ -12,6 +12,7 @@ from adaptmedseg.inference.cases import Products
 from adaptmedseg.inference.naming import Case
 from adaptmedseg.inference.picture_cases import PictureRunner, find_pictures
 from adaptmedseg.inference.pictures import PicturePredictor
+from adaptmedseg.inference.prompt_file import text_prompt_set
 
 
 def refuse_volume_options(path: Path, options: Mapping[str, object]) -> None:
@@ -37,9 +38,12 @@ def predict_pictures(
     found = find_pictures(path)
     question.check(found.cases)
     asked = question.common(names, found.cases)
-    if asked is None and question.prompts is None:
-        raise UserError(f"{path}: nothing is asked; give --point, --box or --prompts")
     predictor = PicturePredictor.load(model, device, exact=exact)
+    if asked is None and question.prompts is None:
+        if not predictor.loaded.classes:
+            raise UserError(f"{path}: nothing is asked; give --point, --box or --prompts")
+        asked = text_prompt_set(predictor.loaded.classes)
+        tell(f"automatic mode: {', '.join(asked.structures)}")
     for case in found.cases:
         products.check(case, question.file_of(case))
     runner = PictureRunner(predictor, products, tell)

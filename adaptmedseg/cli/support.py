@@ -29,7 +29,7 @@ from adaptmedseg.inference.support.cases import (
 from adaptmedseg.inference.support.segmenter import SupportSegmenter
 from adaptmedseg.inference.support.supports import SupportSet
 from adaptmedseg.inference.support.volumes import SlicedVolume
-from adaptmedseg.models.sam import Sam
+from adaptmedseg.models.adapted_sam import PictureModel
 
 
 class SupportCommand:
@@ -53,7 +53,7 @@ class SupportCommand:
         self.support, self.products, self.shots, self.exact = support, products, shots, exact
         self.names = FreeNames().names(split_names(structures) or []) if structures is not None else []
         self.loaded = load_picture_model(model)
-        if not isinstance(self.loaded.model, Sam):
+        if not isinstance(self.loaded.model, PictureModel):
             raise UserError(
                 f"--model {model}: support sets are made for SAM's own encoder and decoder; give such a model"
             )

@@ -21,6 +21,7 @@ from adaptmedseg.evaluation.records import Record
 from adaptmedseg.inference.loading import AnyModel
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapted_sam import AdaptedSam
 from adaptmedseg.models.segvol import SMALL, SegVol
 from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.config import TrainConfig
@@ -129,7 +130,7 @@ def tell(out: Path, model: nn.Module, result: TrainResult) -> None:
     """Print what a training did."""
     for note in result.notes:
         console.print(f"note: {note}", style="yellow", markup=False, soft_wrap=True)
-    if isinstance(model, AdaptedSegVol):
+    if isinstance(model, AdaptedSegVol | AdaptedSam):
         for count in count_parameters(model.trained_tensors()):
             print(f"{count.kind} in {count.part}: {count.parameters:,} parameters")
     size = (out / MODEL_FILE).stat().st_size / 1e6

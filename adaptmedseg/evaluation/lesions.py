@@ -6,8 +6,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-_NEIGHBOURS = np.ones((3, 3, 3), bool)  # voxels that share a face, an edge or a corner are one lesion
-
 
 @dataclass(frozen=True)
 class LesionCounts:
@@ -42,9 +40,11 @@ class LesionCounts:
 
 
 def count_lesions(prediction: npt.NDArray[np.bool_], truth: npt.NDArray[np.bool_]) -> LesionCounts:
-    """Lesions of two boolean masks (d, h, w) of one shape."""
-    true_labels, true_count = ndimage.label(truth, _NEIGHBOURS)
-    labels, count = ndimage.label(prediction, _NEIGHBOURS)
+    """Lesions of two boolean masks (d, h, w) or (h, w) of one shape; voxels that share a face, an edge or a corner are
+    one lesion."""
+    neighbours = np.ones((3,) * truth.ndim, bool)
+    true_labels, true_count = ndimage.label(truth, neighbours)
+    labels, count = ndimage.label(prediction, neighbours)
     shared = prediction & truth
     found, true = np.unique(true_labels[shared]), np.unique(labels[shared])
     return LesionCounts(int(true_count), len(found), int(count), len(true))

@@ -56,6 +56,11 @@ class Record:
         return self.dataset, self.modality, self.case
 
     @property
+    def score_key(self) -> tuple[object, ...]:
+        """What is one score: a second one with this key replaces the first."""
+        return self.method, self.prompt_origin, self.case_key, self.structure, self.fold
+
+    @property
     def patient_key(self) -> tuple[str, str]:
         """Patient names are unique within a data set only."""
         return self.dataset, self.patient

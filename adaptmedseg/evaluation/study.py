@@ -227,8 +227,8 @@ def save_study(out: Path, records: Sequence[Record], notes: StudyNotes, *, appen
         gate_compared=old.gate_compared + notes.gate_compared,
         gate_identical=old.gate_identical + notes.gate_identical,
     )
-    new = {_score_key(record) for record in records}
-    kept = [record for record in previous if _score_key(record) not in new]
+    new = {record.score_key for record in records}
+    kept = [record for record in previous if record.score_key not in new]
     splits = {record.split for record in (*kept, *records)}
     if len(splits) > 1:
         raise UserError(f"{out}: would hold scores of several splits ({', '.join(sorted(splits))}); choose a new --out")
@@ -242,10 +242,6 @@ def _joined(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:
     for name in old.keys() & new.keys():
         joined[name] = ", ".join(dict.fromkeys([*old[name].split(", "), new[name]]))
     return joined
-
-
-def _score_key(record: Record) -> tuple[object, ...]:
-    return record.method, record.prompt_origin, record.case_key, record.structure, record.fold
 
 
 def read_notes(out: Path) -> StudyNotes:

@@ -22,7 +22,7 @@ from monai.metrics.utils import get_code_to_measure_table
 from scipy.spatial import KDTree
 
 Elements = Literal["voxels", "surfels"]
-Spacing = tuple[float, float, float]
+Spacing = tuple[float, ...]  # mm along d, h, w; of slices along h, w
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
@@ -91,13 +91,17 @@ class SurfaceDistances:
 def surface_distances(
     prediction: Bools, truth: Bools, spacing_mm: Spacing, elements: Elements = "voxels"
 ) -> SurfaceDistances:
-    """Distances between the surfaces of two boolean masks (d, h, w) of one shape, neither of them empty.
+    """Distances between the surfaces of two boolean masks (d, h, w) of one shape, neither of them empty; of two masks
+    (h, w) between their outlines, made of pixels.
 
     Only elements that the other surface lacks are looked up, in a k-d tree, which costs what the surfaces cost and not
-    what the box round them does. `spacing_mm` is in the order d, h, w. Raises ValueError for an empty mask.
+    what the box round them does. `spacing_mm` is in the order of the axes. Raises ValueError for an empty mask, and
+    for surfels of two dimensions.
     """
     if not prediction.any() or not truth.any():
         raise ValueError("an empty mask has no surface to measure from")
+    if elements == "surfels" and prediction.ndim != 3:
+        raise ValueError("surfels are made of volumes; measure slices by voxels")
     find: Callable[[Bools, Spacing], tuple[Bools, Floats | None]]
     find = _surface_voxels if elements == "voxels" else _surfels
     predicted, predicted_areas = find(prediction, spacing_mm)
@@ -124,7 +128,7 @@ def _surface_voxels(mask: Bools, _spacing_mm: Spacing) -> tuple[Bools, None]:
     core = mask.copy()
     for axis, n in enumerate(mask.shape):
         for start in (0, 2):
-            place = [slice(1, -1)] * 3
+            place = [slice(1, -1)] * mask.ndim
             place[axis] = slice(start, start + n)
             core &= padded[tuple(place)]
     return mask & ~core, None

@@ -21,6 +21,7 @@ from adaptmedseg.inference.picture_space import to_pixel_prompts
 from adaptmedseg.inference.pictures import PictureAnswer, PicturePredictor
 from adaptmedseg.inference.prediction import label_dtype
 from adaptmedseg.inference.prompt_file import PromptSet, StructurePrompts
+from adaptmedseg.inference.prompt_origin import JOIN, TEXT, USER_BOX, USER_POINTS
 from adaptmedseg.inference.written import Written, workplace
 
 MASK_SUFFIX = ".png"
@@ -90,7 +91,8 @@ class PictureRunner:
         """
         self.products.check(case)
         self.predictor.set_image(case.image)
-        asked = to_pixel_prompts(prompts, self.predictor.picture.shape, case.image.name)
+        classes = self.predictor.loaded.classes
+        asked = to_pixel_prompts(prompts, self.predictor.picture.shape, case.image.name, classes)
         answers = self.predictor.predict(asked)
         target, written = case.mask_path(self.products.out), Written()
         with workplace(target) as place:
@@ -151,6 +153,6 @@ def _later_wins(shape: tuple[int, int], answers: Sequence[PictureAnswer]) -> np.
 
 
 def origin(entry: StructurePrompts) -> str:
-    """How a structure was asked, for example "user points + user box"."""
-    ways = {"user points": bool(entry.points), "user box": entry.box is not None}
-    return " + ".join(way for way, used in ways.items() if used)
+    """How a structure was asked, for example "user points + user box"; "text" is by the name alone."""
+    ways = {USER_POINTS: bool(entry.points), USER_BOX: entry.box is not None}
+    return JOIN.join(way for way, used in ways.items() if used) or TEXT

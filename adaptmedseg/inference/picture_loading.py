@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from adaptmedseg.adapters.sam_file import SAM_ADAPTER_FORMAT, load_sam_adapter, read_sam_adapter
 from adaptmedseg.checkpoints.foreign import own_format
 from adaptmedseg.checkpoints.sam import FRESH_SAM, SAM_FORMAT, load_sam
-from adaptmedseg.checkpoints.store import SHIPPED, model_path, weights_hash
+from adaptmedseg.checkpoints.store import SHIPPED, model_path, tensors_hash, weights_hash
 from adaptmedseg.data.pictures.frame import Fit
 from adaptmedseg.errors import UserError
+from adaptmedseg.models.adapted_sam import AdaptedSam
 from adaptmedseg.models.sam import Sam
 from adaptmedseg.models.sam2 import Sam2Baseline, load_sam2
 
@@ -21,10 +23,11 @@ class LoadedPictureModel:
     """A model with what inference and reports need to know of it.
 
     `size` and `fit`: the square it looks at; `alternatives`: whether it offers several masks for one point; `seen`: the
-    SHA-256 of every image that its training is known to have seen; `lineage` says in words how it came about.
+    SHA-256 of every image that its training is known to have seen; `lineage` says in words how it came about; `classes`
+    are those that it knows by name.
     """
 
-    model: Sam | Sam2Baseline
+    model: Sam | AdaptedSam | Sam2Baseline
     size: int
     fit: Fit
     alternatives: bool
@@ -32,6 +35,7 @@ class LoadedPictureModel:
     hashes: dict[str, str]
     lineage: str
     licence: str = ""
+    classes: tuple[str, ...] = ()
 
 
 def load_picture_model(name: str) -> LoadedPictureModel:
@@ -48,6 +52,8 @@ def load_picture_model(name: str) -> LoadedPictureModel:
         )
     if name not in FRESH_SAM:
         form = own_format(model_path(name))
+        if form == SAM_ADAPTER_FORMAT:
+            return _load_adapted(model_path(name))
         if name in SHIPPED or (form is not None and form != SAM_FORMAT):
             what = "the shipped base" if name in SHIPPED else form
             raise UserError(
@@ -55,16 +61,37 @@ def load_picture_model(name: str) -> LoadedPictureModel:
                 "`adaptmedseg weights convert sam-b` or `adaptmedseg train sam_small`"
             )
     model, card = load_sam(name)
-    training = card.get("training")
-    seen = training.get("image_sha256", []) if isinstance(training, dict) else []
+    seen = _seen(card.get("training"))
     config = model.config
     return LoadedPictureModel(
         model,
         config.image_size,
         config.fit,
         config.alternatives,
-        frozenset(seen),
+        seen,
         {"weights": weights_hash(model)},
         f"{card.get('name', name)} ({card.get('trained_on', 'training unknown')})",
         str(card.get("licence", "")),
     )
+
+
+def _load_adapted(path: Path) -> LoadedPictureModel:
+    """An adapter on the base that its card names."""
+    card, _ = read_sam_adapter(path)
+    base = load_picture_model(card.base)
+    if not isinstance(base.model, Sam):
+        raise UserError(f"{path}: its base '{card.base}' is no SAM; train it on one")
+    model = load_sam_adapter(path, base.model)
+    return replace(
+        base,
+        model=model,
+        seen=base.seen | _seen(card.training),
+        hashes=base.hashes | {"adapter": tensors_hash(model.trained_tensors())},
+        lineage=f"{card.name} on {base.lineage}",
+        licence=card.licence,
+        classes=model.classes,
+    )
+
+
+def _seen(training: object) -> frozenset[str]:
+    return frozenset(training.get("image_sha256", [])) if isinstance(training, dict) else frozenset()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from adaptmedseg.errors import UserError
@@ -11,22 +13,30 @@ from adaptmedseg.models.prompts import StructurePrompt
 _ROUNDING = 1e-4
 
 
-def to_pixel_prompts(prompts: PromptSet, shape: tuple[int, int], image: str) -> list[StructurePrompt]:
+def to_pixel_prompts(
+    prompts: PromptSet, shape: tuple[int, int], image: str, classes: Sequence[str] = ()
+) -> list[StructurePrompt]:
     """Prompts in pixels (x, y) of the picture to (h, w); pixel centres are at integers.
 
-    Raises UserError for prompts in millimetres, of three coordinates, outside of the picture, or of names alone, which
-    these models do not understand.
+    Raises UserError for prompts in millimetres, of three coordinates, outside of the picture, or of names alone but for
+    the model's own `classes`.
     """
     if prompts.space != "voxel" and prompts.located:
         raise UserError(f"{prompts.source}: a picture has no millimetres; give pixels and the space 'voxel'")
-    return [_placed(prompts, index, shape, image) for index in range(len(prompts.prompts))]
+    return [_placed(prompts, index, shape, image, classes) for index in range(len(prompts.prompts))]
 
 
-def _placed(prompts: PromptSet, index: int, shape: tuple[int, int], image: str) -> StructurePrompt:
+def _placed(
+    prompts: PromptSet, index: int, shape: tuple[int, int], image: str, classes: Sequence[str]
+) -> StructurePrompt:
     entry, place = prompts.prompts[index], prompts.place(index)
     if entry.task:
         raise UserError(f"{place}: task is true, but models of pictures have no task tokens; leave task out")
     if not entry.points and entry.box is None:
+        if entry.structure in classes:
+            return StructurePrompt(entry.structure, text=False)
+        if classes:
+            raise UserError(f"{place}: is no class of this model, which has {', '.join(classes)}; ask for these")
         raise UserError(f"{place}: a model of pictures is asked by points or a box, not by a name; add one of them")
     points = [_pixel(prompts, index, f"points[{i}]", p.position, shape, image) for i, p in enumerate(entry.points)]
     labels = [int(point.label == "positive") for point in entry.points]

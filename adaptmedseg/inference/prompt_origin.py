@@ -6,6 +6,7 @@ An origin is one part or several joined by " + ", for example "text + task token
 - `user box`, `user points`: given by whoever asked;
 - `oracle box`, `oracle box ± 5 voxels` (each face moved at random), `3 oracle points`, `3 oracle clicks` (each on the
   largest error so far): made from the ground truth, so that a score with them is none of the product;
+- `4 supports`: so many labelled images of a support set, from which the task was learnt without re-training;
 - `none`: a network with a fixed output, which is asked for nothing.
 """
 
@@ -18,7 +19,7 @@ ORACLE_BOX = "oracle box"
 JOIN = " + "
 _KNOWN = re.compile(
     rf"{TEXT}|{TASK_TOKEN}|{NONE}|{USER_BOX}|{USER_POINTS}|"
-    rf"{ORACLE_BOX}( ± [0-9]+ voxels?)?|[0-9]+ oracle (point|click)s?"
+    rf"{ORACLE_BOX}( ± [0-9]+ voxels?)?|[0-9]+ oracle (point|click)s?|[0-9]+ supports?"
 )
 
 
@@ -35,6 +36,11 @@ def oracle_points(count: int) -> str:
 def oracle_clicks(count: int) -> str:
     """Clicks that each correct the largest error left by the ones before."""
     return _count(count, "oracle click")
+
+
+def supports(count: int) -> str:
+    """Labelled images of a support set."""
+    return _count(count, "support")
 
 
 def _count(number: int, noun: str) -> str:

@@ -52,6 +52,22 @@ class PriorsConfig(BaseModel):
     modality_loss: float = Field(0.01, ge=0)
 
 
+class SamAdapterConfig(BaseModel):
+    """What is added to a SAM: `layers` and `train` as in `AdapterConfig`; with `classes` a mask token a class of the
+    training data, all of which are then answered in one pass, without prompts, as in SAMed."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    layers: list[LayerAdapterConfig] = []
+    train: list[str] = []
+    classes: bool = False
+
+    @model_validator(mode="after")
+    def something_is_trained(self) -> "SamAdapterConfig":
+        if not self.layers and not self.train and not self.classes:
+            raise ValueError("nothing would be trained: name layers, train or classes")
+        return self
+
+
 class AdapterConfig(BaseModel):
     """What is added to the base.
 

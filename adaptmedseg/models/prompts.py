@@ -31,6 +31,11 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.structures)
 
+    @property
+    def has_places(self) -> bool:
+        """Whether anything beside names is given."""
+        return any(value is not None for value in (self.points, self.boxes, self.masks))
+
     def part(self, start: int, stop: int) -> "Prompts":
         """The prompts start ≤ i < stop, over the same images."""
         kept = {name: value[start:stop] for name in _ROWS if (value := getattr(self, name)) is not None}

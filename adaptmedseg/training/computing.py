@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapted_sam import AdaptedSam
 from adaptmedseg.modules.two_way import TwoWayAttentionBlock
 from adaptmedseg.modules.vit import EncoderBlock
 
@@ -29,7 +30,7 @@ def computed_twice(model: nn.Module) -> Iterator[None]:
     again on the way back (Chen et al. 2016, arXiv:1604.06174), with the adapters at work that were at work before."""
 
     def again() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-        if not isinstance(model, AdaptedSegVol):
+        if not isinstance(model, AdaptedSegVol | AdaptedSam):
             return nullcontext(), nullcontext()
         working = [adapter.name for adapter in model.adapters if adapter.switch.on]
         return nullcontext(), model.adapters.applied(working)

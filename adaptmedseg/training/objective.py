@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adaptmedseg.models.adapted import AdaptedSegVol
+from adaptmedseg.models.adapted_sam import PictureModel
 from adaptmedseg.models.prompts import Prompts
-from adaptmedseg.models.sam import Sam
 from adaptmedseg.training.clicks import click_on_errors, with_click
 from adaptmedseg.training.learning_config import LossConfig
 from adaptmedseg.training.losses import over_images, overlap_losses, prompt_losses, target_on_map
@@ -80,7 +80,7 @@ class Objective(nn.Module):
 
     def _answer(self, embedding: Tensor, prompts: Prompts) -> tuple[Tensor, Tensor | None]:
         """Mask logits (n, *map), and (n,) what the model thinks of their overlap with the truth, where it says so."""
-        if isinstance(self.model, Sam):
+        if isinstance(self.model, PictureModel) and prompts.has_places:
             answer = self.model.decode(embedding, prompts)
             return answer.logits[:, 0], answer.iou[:, 0]
         return self.model.segment(embedding, prompts), None

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from adaptmedseg.models.adapter_config import SamAdapterConfig
 from adaptmedseg.training.config import (
     AugmentConfig,
     BalanceConfig,
@@ -27,16 +28,20 @@ class SliceDataConfig(Strict):
 
 
 class SliceTrainConfig(Strict):
-    """One experiment on slices: all weights of a SAM are trained, and the result is a new SAM.
+    """One experiment on slices. Without `adapter` all weights of a SAM are trained, and the result is a new SAM.
 
-    In each image `structures_per_image` of its structures are asked at once; they share its embedding. The rest is as
-    in `TrainConfig`, but that prompts have no text.
+    With `cache_embeddings` the frozen encoder's embeddings are computed once, before the training; then images cannot
+    be changed at random, and the adapter is the decoder's alone. In each image `structures_per_image` of its structures
+    are asked at once; they share its embedding. The rest is as in `TrainConfig`, but that prompts have no text: with
+    `adapter.classes`, the share of "text" is that of asking by the class alone.
     """
 
     name: str
     seed: Annotated[int, Field(ge=0)] = 0
     model: Literal["sam"]
     base: str
+    adapter: SamAdapterConfig | None = None
+    cache_embeddings: bool = False
     data: SliceDataConfig = SliceDataConfig()
     budget: BudgetConfig
     batch_size: Annotated[int, Field(ge=1)] = 4
@@ -61,8 +66,26 @@ class SliceTrainConfig(Strict):
         for name in ("motion", "ghosting", "anisotropy"):
             if getattr(self.augment, name):
                 raise ValueError(f"augment.{name} is for volumes: set it to 0")
-        if any(share and "text" in kind for kind, share in self.prompts.shares.items()):
+        classes = self.adapter is not None and self.adapter.classes
+        asked = {kind for kind, share in self.prompts.shares.items() if share}
+        if any("text" in kind for kind in asked - ({"text"} if classes else set())):
             raise ValueError("a SAM is not asked by text: set its shares in prompts to 0")
         if self.compute.parallel == "fsdp":
             raise ValueError("a SAM fits into each process: set compute.parallel to ddp")
+        return self
+
+    @model_validator(mode="after")
+    def cached_images_stay_as_they_are(self) -> "SliceTrainConfig":
+        if not self.cache_embeddings:
+            return self
+        if self.adapter is None:
+            raise ValueError(
+                "cache_embeddings needs a frozen encoder: give an adapter, such as {train: [mask_decoder.*]}"
+            )
+        chances = ("spatial", "curve", "mirror", "intensity", "gamma", "noise", "blur", "bias_field")
+        moving = [name for name in chances if getattr(self.augment, name)]
+        if moving:
+            raise ValueError(
+                f"embeddings are computed once, so that images cannot change: set augment.{moving[0]} to 0"
+            )
         return self

@@ -2,16 +2,20 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from adaptmedseg.adapters.card import NOT_STATED
+from adaptmedseg.adapters.sam_file import save_sam_adapter
 from adaptmedseg.checkpoints.sam import load_sam, save_sam
 from adaptmedseg.checkpoints.store import MODEL_FILE, weights_hash
 from adaptmedseg.data.pictures.dataset import SliceDataset, SliceItem
 from adaptmedseg.errors import UserError
+from adaptmedseg.models.adapted_sam import AdaptedSam, PictureModel
 from adaptmedseg.models.sam import Sam
 from adaptmedseg.training.identity import CASE, settings
 from adaptmedseg.training.keeper import CheckpointKeeper
@@ -54,8 +58,10 @@ def run_slice_training(
     resume: bool = False,
     observers: Sequence[Observer] = (),
     stop: StopRequest | None = None,
-) -> tuple[Sam, TrainResult]:
+) -> tuple[PictureModel, TrainResult]:
     """Train and write OUT/{model.safetensors, config.yaml, history.json}; gives the trained model, averaged weights.
+
+    model.safetensors is a SAM, or, where the configuration has an adapter, that adapter's file.
 
     Processes, checkpoints, `resume` and errors as in `run.run_training`.
     """
@@ -63,16 +69,23 @@ def run_slice_training(
     with ExitStack() as claim:
         processes.of_first(lambda: claim.enter_context(folder.claimed(resume)))
         items, wanted = training_items(config)
-        model, card = load_sam(config.base, config.seed)
+        base, card = load_sam(config.base, config.seed)
         tell = partial(tell_all, observers if processes.is_first else ())
         followers = run_observers(config, folder.logs, out.name, tell)
-        own = _identity(config, model, items)
+        own = _identity(config, base, items)
         found = last_checkpoint(folder, processes, own, observers)
-        views = [view_of(item, dataset.name, model.config, wanted, config.data.least) for dataset, item in items]
+        absent = config.adapter is not None and config.adapter.classes
+        views = [
+            view_of(item, dataset.name, base.config, wanted, config.data.least, absent=absent)
+            for dataset, item in items
+        ]
         if not any(view.masks for view in views):
             raise UserError(f"data.least: no structure has {config.data.least} pixels in any image; lower it")
         torch.manual_seed(config.seed)
-        trainer = Trainer(model, SliceStream(views, model.config, config), config, device)
+        model = base if config.adapter is None else AdaptedSam(base, config.adapter, wanted)
+        if config.cache_embeddings:
+            views = with_embeddings(views, model, config, device)
+        trainer = Trainer(model, SliceStream(views, base.config, config), config, device)
         if found is not None:
             trainer.restore(found)
         keeper = CheckpointKeeper(folder.checkpoints(config.checkpoint.keep), config.checkpoint, own)
@@ -87,6 +100,25 @@ def run_slice_training(
     return model, result
 
 
+def with_embeddings(
+    views: list[SliceView], model: PictureModel, config: SliceTrainConfig, device: torch.device
+) -> list[SliceView]:
+    """The views with what the frozen encoder sees in them. UserError where an adapter changes the encoder."""
+    if isinstance(model, AdaptedSam) and model.changes_encoder:
+        raise UserError(
+            "cache_embeddings: the adapter changes the image encoder; set it to false or adapt the decoder alone"
+        )
+    model.to(device).eval()
+    found = []
+    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        for view in views:
+            embedding = model.encode(model.normalise(view.image.to(device))[None])[0]
+            found.append(replace(view, embedding=embedding.half().cpu()))
+    model.train()
+    # A tensor of inference takes no part in training: a copy made outside of it does.
+    return [replace(view, embedding=None if view.embedding is None else view.embedding.clone()) for view in found]
+
+
 def _identity(config: SliceTrainConfig, model: Sam, items: Items) -> dict[str, Any]:
     """Everything that decides what a training learns, by dotted keys, as `identity.identity`."""
     keys = settings(config.model_dump(mode="json"))
@@ -99,7 +131,7 @@ def _identity(config: SliceTrainConfig, model: Sam, items: Items) -> dict[str, A
 def _save(
     out: Path,
     config: SliceTrainConfig,
-    model: Sam,
+    model: PictureModel,
     card: dict[str, object],
     items: Items,
     views: list[SliceView],
@@ -121,5 +153,9 @@ def _save(
     }
     names = ", ".join(dict.fromkeys(dataset.name for dataset, _ in items))
     about = {"name": config.name, "trained_on": f"{len(items)} images of {names}", "started_from": card}
-    with new_run(out, config, summary, result, logs) as folder:
-        save_sam(folder / MODEL_FILE, model, {**about, "training": summary})
+    with new_run(out, config, summary, result, logs) as partial_run:
+        if isinstance(model, AdaptedSam):
+            licence = str(card.get("licence", NOT_STATED))
+            save_sam_adapter(partial_run / MODEL_FILE, model, config.base, config.name, summary, licence)
+        else:
+            save_sam(partial_run / MODEL_FILE, model, {**about, "training": summary})

@@ -20,12 +20,14 @@ from adaptmedseg.training.slice_config import SliceTrainConfig
 @dataclass(frozen=True)
 class SliceView:
     """One image as the model looks at it, without the square's empty part: `image` (3, h', w'), uint8, and the boolean
-    masks (s, s) of the structures that can be asked. `dataset` is what balanced sampling counts by."""
+    masks (s, s) of the structures that can be asked. `dataset` is what balanced sampling counts by. `embedding` (c, g,
+    g) is there where it was computed beforehand."""
 
     modality: str
     dataset: str
     image: Tensor
     masks: dict[str, np.ndarray]
+    embedding: Tensor | None = None
 
     @property
     def structures(self) -> list[str]:
@@ -33,11 +35,14 @@ class SliceView:
         return sorted(self.masks)
 
 
-def view_of(item: SliceItem, dataset: str, config: SamConfig, wanted: Sequence[str], least: int) -> SliceView:
-    """Read and resize an image; structures of fewer than `least` pixels of the square are left out."""
+def view_of(
+    item: SliceItem, dataset: str, config: SamConfig, wanted: Sequence[str], least: int, *, absent: bool = False
+) -> SliceView:
+    """Read and resize an image; structures of fewer than `least` pixels of the square are left out, unless what is
+    annotated and not there is to be learnt, too (`absent`)."""
     frame = Frame(item.shape, config.image_size, config.fit)
-    masks = {name: frame.mask(item.mask(name)).numpy() for name in item.present() if name in wanted}
-    masks = {name: mask for name, mask in masks.items() if np.count_nonzero(mask) >= least}
+    masks = {name: frame.mask(item.mask(name)).numpy() for name in item.annotated if name in wanted}
+    masks = {name: mask for name, mask in masks.items() if absent or np.count_nonzero(mask) >= least}
     return SliceView(item.modality, dataset, frame.image(item.image()), masks)
 
 
@@ -57,6 +62,8 @@ class SliceStream(SampleStream):
     def draw(self, position: int, rng: np.random.Generator) -> tuple[str, Tensor, dict[str, np.ndarray]]:
         view = self.views[self.choice.case(position)]
         names = self.choice.structures(view.structures, self.config.structures_per_image, rng)
+        if view.embedding is not None:
+            return view.modality, view.embedding.float(), {name: view.masks[name] for name in names}
         size = self.model.image_size
         inside = view.image.float() / 255 - self.padding
         image = F.pad(inside, (0, size - inside.shape[-1], 0, size - inside.shape[-2])) + self.padding

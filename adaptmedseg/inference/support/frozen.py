@@ -14,8 +14,8 @@ from torch import Tensor
 from adaptmedseg.data.pictures.frame import Frame
 from adaptmedseg.inference.precision import inference_precision
 from adaptmedseg.inference.support.filters import local_features
+from adaptmedseg.models.adapted_sam import PictureModel
 from adaptmedseg.models.prompts import Prompts, StructurePrompt, batch_prompts
-from adaptmedseg.models.sam import Sam
 
 WORKING = (128, 512)  # least and most pixels along a working picture's longest side
 
@@ -68,7 +68,7 @@ class Encoded:
 class FrozenSam:
     """Encodes pictures and decodes prompts; `working` is the longest side, in pixels, of working pictures."""
 
-    def __init__(self, model: Sam, device: torch.device, working: int = WORKING[1], *, bf16: bool = True):
+    def __init__(self, model: PictureModel, device: torch.device, working: int = WORKING[1], *, bf16: bool = True):
         self.model = model.to(device).eval()
         self.device, self.working, self.bf16 = device, working, bf16
 

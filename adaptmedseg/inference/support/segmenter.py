@@ -16,8 +16,8 @@ from adaptmedseg.inference.support.consistency import neighbours_agree
 from adaptmedseg.inference.support.frozen import Encoded, FrozenSam, working_size
 from adaptmedseg.inference.support.supports import SupportSet
 from adaptmedseg.inference.support.task import SupportTask, show
+from adaptmedseg.models.adapted_sam import PictureModel
 from adaptmedseg.models.prompts import StructurePrompt
-from adaptmedseg.models.sam import Sam
 
 Method = Literal["support set", "prior", "nearest prototype"]
 METHODS: tuple[Method, ...] = ("support set", "prior", "nearest prototype")
@@ -54,7 +54,7 @@ class SupportSegmenter:
 
     def __init__(
         self,
-        model: Sam,
+        model: PictureModel,
         supports: SupportSet,
         device: torch.device,
         structures: Sequence[str] | None = None,

@@ -1,0 +1,162 @@
+"""`adaptmedseg evaluate-slices`: scores of models of slices and pictures, by prompts, by class or by support sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, get_args
+
+import numpy as np
+import torch
+import typer
+
+from adaptmedseg.cli.cases import tell
+from adaptmedseg.cli.common import Device, Seed, Structures, bar, named_pairs, split_names
+from adaptmedseg.comparison.support_unet import train_unet
+from adaptmedseg.data.files import write_atomic
+from adaptmedseg.data.pictures.dataset import SliceDataset
+from adaptmedseg.data.prepared import Split
+from adaptmedseg.device import pick_device
+from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation.records import Record, read_results, results_csv, write_results
+from adaptmedseg.evaluation.slices.asking import WAYS, Queries, SliceMethod, Way, score_prompts
+from adaptmedseg.evaluation.slices.by_support import SupportStudy, score_supports
+from adaptmedseg.evaluation.slices.curves import support_curve_svg
+from adaptmedseg.evaluation.slices.tables import slice_report, support_points
+from adaptmedseg.evaluation.study import RESULTS
+from adaptmedseg.inference.picture_loading import load_picture_model
+from adaptmedseg.models.adapted_sam import PictureModel
+
+TABLES = "tables.md"
+SUPPORT_SET = "support set"
+
+
+def evaluate_slices(
+    model: Annotated[list[str], typer.Option(help="NAME=MODEL: known name, file or run folder; repeat it to compare.")],
+    data: Annotated[list[Path], typer.Option(help="Set(s) of slices or pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder for scores and tables.")],
+    split: Annotated[str, typer.Option(help="Which images: test, val or train.")] = "test",
+    structures: Structures = None,
+    ask: Annotated[
+        str | None,
+        typer.Option(help="'class', 'oracle box' or 'oracle point'; by default class where a model has classes."),
+    ] = None,
+    shots: Annotated[
+        str | None, typer.Option(help="Instead of --ask: sizes of support sets, such as 1,4,16, drawn from 'train'.")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Of --shots: support sets of each size.", min=1)] = 1,
+    unet: Annotated[
+        bool, typer.Option("--unet", help="Of --shots: a U-Net too, trained on the supports for the same time.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(help="Score so many images of a set, drawn at random.", min=1)] = None,
+    append: Annotated[bool, typer.Option(help="Add to the scores in --out (other models, other sets).")] = False,
+    seed: Seed = 0,
+    device: Device = "auto",
+) -> None:
+    """Score models on slices or pictures: Dice, IoU, ASD in mm, NSD at one pixel, small targets found.
+
+    Prompts made from the truth are called 'oracle'. With --shots each structure is a new task, learnt from labelled
+    images alone; the nearest prototype of the same features is the baseline, and --unet another.
+
+    \b
+    Examples:
+      adaptmedseg evaluate-slices --model samed=runs/samed --data slices/abdomen --out runs/organs
+      adaptmedseg evaluate-slices --model none=sam-b --model lora=runs/lora --data slices/sirst --ask "oracle point" --out runs/sirst
+      adaptmedseg evaluate-slices --model sam=runs/acdc --data slices/left_atrium --shots 1,4,16 --draws 3 --unet --out runs/la
+    """  # noqa: E501
+    if (out / RESULTS).exists() and not append:
+        raise UserError(f"{out}: holds another evaluation; choose a new --out, or add to it with --append")
+    methods = [_method(name, value) for name, value in named_pairs(model, "--model").items()]
+    chosen, names = pick_device(device), split_names(structures)
+    queries = [_queries(SliceDataset.open(path), path, split, names, limit, seed) for path in data]
+    if shots is not None:
+        records = _by_support(methods, queries, _study(shots, draws, seed, unet=unet), chosen)
+        reference = SUPPORT_SET
+    else:
+        records = _by_prompts(methods, queries, ask, chosen)
+        reference = methods[0].name
+    if not records:
+        raise UserError(f"{', '.join(map(str, data))}: nothing could be scored; see the notes above")
+    before = read_results(out / RESULTS) if append and (out / RESULTS).exists() else []
+    new = {record.score_key for record in records}
+    before = [record for record in before if record.score_key not in new]
+    report = _write(out, [*before, *records], before[0].method if before and shots is None else reference)
+    print(report)
+
+
+def _method(name: str, value: str) -> SliceMethod:
+    return SliceMethod(name, load_picture_model(value))
+
+
+def _queries(
+    dataset: SliceDataset, path: Path, split: str, names: Sequence[str] | None, limit: int | None, seed: int
+) -> Queries:
+    """UserError for an unknown split or structure, and where there is no image."""
+    if split not in get_args(Split):
+        raise UserError(f"--split {split}: choose one of {', '.join(get_args(Split))}")
+    unknown = [name for name in names or () if name not in dataset.structures]
+    if unknown:
+        raise UserError(f"--structures: '{unknown[0]}' is not in {path}; there are {', '.join(dataset.structures)}")
+    wanted = list(names or dataset.structures)
+    items = [item for item in dataset.items() if item.split == split and set(wanted) & set(item.annotated)]
+    if not items:
+        raise UserError(f"{path}: has no {split} image of {', '.join(wanted)}; make the set with --test-fraction")
+    if limit is not None and limit < len(items):
+        drawn = np.random.default_rng(seed).permutation(len(items))[:limit]
+        items = [items[index] for index in sorted(drawn.tolist())]
+    return Queries(dataset, items, wanted)
+
+
+def _study(shots: str, draws: int, seed: int, *, unet: bool) -> SupportStudy:
+    try:
+        sizes = [int(part) for part in shots.split(",")]
+    except ValueError:
+        sizes = [0]
+    if min(sizes) < 1:
+        raise UserError(f"--shots {shots}: give numbers of supports from 1 on, such as 1,4,16")
+    return SupportStudy(sizes, draws, baselines={"U-Net": train_unet} if unet else {}, seed=seed)
+
+
+def _by_prompts(
+    methods: Sequence[SliceMethod], queries: Sequence[Queries], ask: str | None, device: torch.device
+) -> list[Record]:
+    records: list[Record] = []
+    for method in methods:
+        way = _way(ask or ("class" if method.loaded.classes else "oracle box"))
+        for query in queries:
+            with bar(f"{method.name} on {query.dataset.name}") as progress:
+                records += score_prompts(method, query, way, device, progress)
+    return records
+
+
+def _way(ask: str) -> Way:
+    for way in WAYS:
+        if ask == way:
+            return way
+    raise UserError(f"--ask {ask}: choose one of {', '.join(WAYS)}")
+
+
+def _by_support(
+    methods: Sequence[SliceMethod], queries: Sequence[Queries], study: SupportStudy, device: torch.device
+) -> list[Record]:
+    if len(methods) > 1:
+        raise UserError("--shots: is for one --model, which its baselines are compared with; give one")
+    if not isinstance(methods[0].loaded.model, PictureModel):
+        raise UserError(f"--model {methods[0].name}: support sets are made for SAM's own encoder and decoder")
+    records: list[Record] = []
+    for query in queries:
+        records += score_supports(methods[0], query.dataset.items("train"), query, study, device, tell)
+    return records
+
+
+def _write(out: Path, records: Sequence[Record], reference: str) -> str:
+    """Write scores, tables and curves; gives the tables. The scores come last: a folder with scores is complete."""
+    report = slice_report(records, reference)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / TABLES, report)
+    points = support_points(records)
+    for dataset in dict.fromkeys(point.dataset for point in points):
+        write_atomic(out / f"supports_{dataset}.svg", support_curve_svg(points, dataset))
+    write_atomic(out / "results.csv", results_csv(records))
+    write_results(out / RESULTS, records)
+    return report

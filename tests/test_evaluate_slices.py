@@ -1,0 +1,230 @@
+"""Scores of slices: values by hand, background and average, support-size curves, paired tests, and the command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sam_cases import TINY_SAM
+from small_cases import call
+from test_slice_training import blob_folder
+
+from adaptmedseg.checkpoints.sam import save_sam
+from adaptmedseg.comparison.support_unet import train_unet
+from adaptmedseg.data.overlap import dice
+from adaptmedseg.evaluation.records import Record, read_results
+from adaptmedseg.evaluation.slices.asking import SliceMethod, prompt_of
+from adaptmedseg.evaluation.slices.gmiseg_table import GMISEG_SETS, gmiseg_table
+from adaptmedseg.evaluation.slices.scores import BACKGROUND, slice_measures
+from adaptmedseg.evaluation.slices.tables import AVERAGE, paired_tests, structure_rows, support_points
+from adaptmedseg.evaluation.surfaces import surface_distances
+from adaptmedseg.inference.picture_loading import load_picture_model
+from adaptmedseg.inference.support.supports import Support
+from adaptmedseg.models.sam import Sam
+
+
+def square(top: int, side: int, size: int = 20) -> np.ndarray:
+    mask = np.zeros((size, size), bool)
+    mask[top : top + side, top : top + side] = True
+    return mask
+
+
+def test_measures_of_a_square_by_hand() -> None:
+    inner, outer = square(5, 4), square(4, 6)  # one pixel further on every side
+    found = slice_measures(inner, outer, (2.0, 2.0))
+    assert found["jaccard"] == pytest.approx(16 / 36)
+    assert found["asd_mm"] == pytest.approx(2.0)  # each outline pixel of the inner one is one pixel of 2 mm away
+    assert found["nsd_1px"] == pytest.approx((12 + 16) / (12 + 20))  # the outer one's four corners are √2 pixels away
+    assert found["truth_share"] == pytest.approx(36 / 400)
+    unknown = slice_measures(inner, outer, None)
+    assert unknown["asd_mm"] is None
+    assert unknown["nsd_1px"] == found["nsd_1px"]
+
+
+def test_empty_masks_have_no_distance_and_no_score_together() -> None:
+    nothing = np.zeros((8, 8), bool)
+    alone, both = slice_measures(nothing, square(2, 3, 8), (1.0, 1.0)), slice_measures(nothing, nothing, (1.0, 1.0))
+    assert (alone["jaccard"], alone["nsd_1px"], alone["asd_mm"], alone["component_recall"]) == (0, 0, None, 0)
+    assert (both["jaccard"], both["nsd_1px"], both["component_recall"]) == (None, None, None)
+
+
+def test_an_outline_is_that_of_a_volume_that_goes_on_above_and_below() -> None:
+    rng = np.random.default_rng(0)
+    one, other = rng.random((2, 12, 15)) > 0.6
+    flat = surface_distances(one, other, (1.5, 0.8))
+    tall = surface_distances(*(np.repeat(mask[None], 9, axis=0) for mask in (one, other)), (1.0, 1.5, 0.8))
+    # The middle of a pile of equal slices has the slice's own outline; its lids do not count there.
+    assert flat.hausdorff(100) >= tall.hausdorff(100) - 1e-9
+    np.testing.assert_allclose(np.sort(flat.to_truth.mm), np.sort(_brute(one, other, (1.5, 0.8))), rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="surfels are made of volumes"):
+        surface_distances(one, other, (1.0, 1.0), "surfels")
+
+
+def _brute(mask: np.ndarray, other: np.ndarray, spacing: tuple[float, float]) -> np.ndarray:
+    """Every pair of outline pixels, one by one."""
+    first, second = (np.array(_outline(m)) * spacing for m in (mask, other))
+    return np.sqrt(((first[:, None] - second[None]) ** 2).sum(-1)).min(1)
+
+
+def _outline(mask: np.ndarray) -> list[tuple[int, int]]:
+    around = ((0, 1), (1, 0), (0, -1), (-1, 0))
+    inside = {(int(y), int(x)) for y, x in np.argwhere(mask)}
+    return [(y, x) for y, x in inside if any((y + dy, x + dx) not in inside for dy, dx in around)]
+
+
+def record(method: str, case: str, structure: str, score: float | None, *, draw: int | None = None,
+           origin: str = "text") -> Record:  # fmt: skip
+    extra = {"jaccard": score, "truth_share": 5e-4, "component_recall": score}
+    return Record(
+        method, "set", "MRI", case, case[:2], structure, origin, score, 0.0, 0.0, fold=draw, extra=extra,
+    )  # fmt: skip
+
+
+def test_the_average_is_over_structures_and_leaves_the_background_out() -> None:
+    records = [record("m", case, "liver", 0.8) for case in ("p1a", "p2a", "p3a")]
+    records += [record("m", "p1a", "spleen", 0.2), record("m", "p2a", "spleen", None)]
+    records += [record("m", case, BACKGROUND, 1.0) for case in ("p1a", "p2a")]
+    rows = {row.structure: row for row in structure_rows(records)}
+    assert list(rows) == ["liver", "spleen", BACKGROUND, AVERAGE]
+    assert rows[AVERAGE].means[0] == pytest.approx(0.5)
+    assert rows[AVERAGE].images == 3
+    assert rows["spleen"].means[0] == pytest.approx(0.2)
+    assert rows["liver"].means[4] == pytest.approx(0.8)  # the share of small targets found
+
+
+def test_points_are_means_over_draws_of_means_over_structures() -> None:
+    records = [record("s", "p1a", "liver", 0.6, draw=0, origin="4 supports")]
+    records += [record("s", "p2a", "liver", 0.8, draw=0, origin="4 supports")]
+    records += [record("s", "p1a", "spleen", 0.1, draw=0, origin="4 supports")]
+    records += [record("s", "p1a", "liver", 0.8, draw=1, origin="4 supports")]
+    (point,) = support_points(records)
+    assert (point.shots, point.draws) == (4, 2)
+    assert point.mean == pytest.approx((0.4 + 0.8) / 2)
+    assert point.sd == pytest.approx(np.std([0.4, 0.8], ddof=1))
+
+
+def test_paired_tests_count_patients() -> None:
+    records = [record("a", f"p{i}{part}", "liver", 0.5) for i in range(6) for part in "xy"]
+    records += [record("b", f"p{i}{part}", "liver", 0.5 + 0.01 * (i + 1)) for i in range(6) for part in "xy"]
+    (test,) = paired_tests(records, "a")
+    assert test.patients == 6
+    assert test.difference == pytest.approx(0.035)
+    assert test.p == pytest.approx(2 / 2**6)  # all six of one sign
+
+
+def test_prompts_are_made_from_the_truth_alone() -> None:
+    truth = square(5, 4)
+    box = prompt_of(truth, "x", "oracle box", "image").box
+    assert box is not None
+    assert box.tolist() == [[5, 5], [8, 8]]
+    point = prompt_of(truth, "x", "oracle point", "image").points
+    assert point is not None
+    assert truth[tuple(point[0].long().tolist())]
+    assert prompt_of(truth, "x", "class", "image").kind == (False, 0, False)
+
+
+def test_the_unet_learns_its_supports() -> None:
+    rng = np.random.default_rng(0)
+    supports = []
+    for top in (4, 20, 36):
+        mask = square(top, 20, 64)
+        image = rng.normal(90, 10, (64, 64, 3)) + 80 * mask[..., None]
+        supports.append(Support(str(top), str(top), image.clip(0, 255).astype(np.uint8), {"square": mask}))
+    segment = train_unet(supports, "square", seconds=4, seed=0)
+    found = segment(supports[1].image)
+    assert found.shape == (64, 64)
+    assert (dice(found, supports[1].masks["square"]) or 0) > 0.7
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("blobs")
+    outcome = call("slices", blob_folder(root / "raw", 8), "--out", root / "s", "--label", "1=disc", "--label",
+                   "2=square", "--val-fraction", "0", "--test-fraction", "0.4")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    return root / "s"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("model") / "sam.safetensors"
+    save_sam(path, Sam(TINY_SAM), {"name": "tiny"})
+    return path
+
+
+def test_support_sets_against_their_baselines(blobs: Path, model: Path, tmp_path: Path) -> None:
+    outcome = call("evaluate-slices", "--model", f"sam={model}", "--data", blobs, "--shots", "1,3,9", "--structures",
+                   "disc", "--unet", "--limit", "2", "--out", tmp_path / "o", "--device", "cpu")  # fmt: skip
+    assert outcome.code == 0, outcome.err
+    assert "so that 9 supports are left out" in outcome.err
+    records = read_results(tmp_path / "o" / "results.jsonl")
+    assert {r.method for r in records} == {"support set", "nearest prototype", "U-Net"}
+    assert {r.prompt_origin for r in records} == {"1 support", "3 supports"}
+    assert not any(r.is_oracle for r in records)
+    assert "| set | method | 1 support | 3 supports |" in outcome.out
+    assert (tmp_path / "o" / "supports_s.svg").is_file()
+
+
+def test_prompts_of_two_models_are_compared(blobs: Path, model: Path, tmp_path: Path) -> None:
+    options = ["--data", blobs, "--ask", "oracle box", "--out", tmp_path / "o", "--device", "cpu"]
+    outcome = call("evaluate-slices", "--model", f"a={model}", "--model", f"b={model}", *options)
+    assert outcome.code == 0, outcome.err
+    records = read_results(tmp_path / "o" / "results.jsonl")
+    assert all(r.is_oracle for r in records)
+    assert BACKGROUND not in {r.structure for r in records}
+    assert "b \N{MINUS SIGN} a" in outcome.out
+    again = call("evaluate-slices", "--model", f"a={model}", *options)
+    assert "holds another evaluation" in again.err
+
+
+def test_the_table_of_support_sets_says_what_is_missing(blobs: Path, model: Path) -> None:
+    method = SliceMethod("sam", load_picture_model(str(model)))
+    rows = gmiseg_table(method, {"STARE": blobs}, torch.device("cpu"), shots=2)
+    assert [row.dataset for row in rows] == list(GMISEG_SETS)
+    found = {row.dataset: row for row in rows}
+    stare, acdc = found["STARE"], found["ACDC"]
+    assert acdc.missing == "no data given"
+    assert acdc.dice is None
+    assert (stare.supports, stare.images, stare.asd_mm) == (2, 3, None)
+    assert stare.dice is not None
+    assert stare.jaccard is not None
+    assert 0 < stare.jaccard <= stare.dice <= 100
+
+
+WRONG = {
+    "way": (["--ask", "text"], "--ask text: choose one of class, oracle box, oracle point"),
+    "class": (["--ask", "class"], "knows no class of"),
+    "shots": (["--shots", "0,x"], "--shots 0,x: give numbers of supports from 1 on"),
+    "split": (["--split", "new"], "--split new: choose one of"),
+    "no images": (["--split", "val"], "has no val image of disc, square"),
+    "structure": (["--structures", "liver"], "--structures: 'liver' is not in"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_options_are_told_in_a_sentence(blobs: Path, model: Path, tmp_path: Path, case: str) -> None:
+    options, message = WRONG[case]
+    outcome = call("evaluate-slices", "--model", f"a={model}", "--data", blobs, *options, "--out", tmp_path / "o")
+    assert outcome.code == 2, outcome.out
+    assert message in outcome.err
+    assert not (tmp_path / "o").exists()
+
+
+def test_classes_are_scored_with_background_and_images_of_the_training_refused(
+    blobs: Path, model: Path, tmp_path: Path
+) -> None:
+    trained = call("train", "2d/samed", "--data", blobs, "--base", model, "--out", tmp_path / "run", "--device", "cpu",
+                   "budget.minutes=null", "budget.steps=1", "precision=fp32")  # fmt: skip
+    assert trained.code == 0, trained.err
+    options = ["--model", f"samed={tmp_path / 'run'}", "--data", blobs, "--device", "cpu"]
+    outcome = call("evaluate-slices", *options, "--out", tmp_path / "o")
+    assert outcome.code == 0, outcome.err
+    records = read_results(tmp_path / "o" / "results.jsonl")
+    assert {r.structure for r in records} == {"disc", "square", BACKGROUND}
+    assert {r.prompt_origin for r in records} == {"text"}
+    seen = call("evaluate-slices", *options, "--split", "train", "--out", tmp_path / "p")
+    assert seen.code == 2
+    assert "was trained on this image" in seen.err
