@@ -26,7 +26,7 @@ LEARNING_RATE = 3e-3
 def train_unet(supports: Sequence[Support], structure: str, seconds: float, seed: int) -> Segment:
     """Train MONAI's U-Net (16 to 128 channels, residual units) for so many seconds of the processor's time, with the
     changes of `jittered` and flips, on Dice and cross-entropy; at least one step."""
-    side = min(working_size([s.image.shape[:2] for s in supports]), LARGEST)  # type: ignore[misc]
+    side = min(working_size([(s.image.shape[0], s.image.shape[1]) for s in supports]), LARGEST)
     size = -(-side // STRIDE) * STRIDE
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)

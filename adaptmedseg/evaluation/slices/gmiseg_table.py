@@ -14,10 +14,12 @@ from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.slices.asking import Queries, SliceMethod
 from adaptmedseg.evaluation.slices.by_support import SupportStudy, score_supports
 from adaptmedseg.evaluation.slices.tables import AVERAGE, structure_rows
+from adaptmedseg.inference.support.segmenter import Method
 from adaptmedseg.inference.support.supports import MOST
 
 GMISEG_SETS = ("ACDC", "MICCAI 2018", "Synapse", "STARE", "ISLES 2022")
-SUPPORT_SET = "support set"
+
+SUPPORT_SET: Method = "support set"
 
 
 @dataclass(frozen=True)
