@@ -113,8 +113,8 @@ def _what(kind: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{dotted}: is missing; add it"
     if error["type"] == "model_type":
-        known = ", ".join(sorted(_fields(kind, keys)))
-        return f"{dotted}: takes keys of its own ({known}); write them below it (value: {error['input']!r})"
+        inner = ", ".join(sorted(_fields(kind, keys)))
+        return f"{dotted}: takes keys of its own ({inner}); write them below it (value: {error['input']!r})"
     message = error["msg"].removeprefix("Value error, ")
     return f"{dotted}: {message} (value: {error['input']!r})"
 
