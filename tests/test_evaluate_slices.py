@@ -165,7 +165,7 @@ def test_support_sets_against_their_baselines(blobs: Path, model: Path, tmp_path
     assert {r.prompt_origin for r in records} == {"1 support", "3 supports"}
     assert not any(r.is_oracle for r in records)
     assert "| set | method | 1 support | 3 supports |" in outcome.out
-    assert (tmp_path / "o" / "supports_s.svg").is_file()
+    assert (tmp_path / "o" / "supports_raw.svg").is_file()
 
 
 def test_prompts_of_two_models_are_compared(blobs: Path, model: Path, tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ WRONG = {
     "structure": (["data.structures=[liver]"], "data.structures: 'liver' is in none of the sets"),
     "least": (["data.least=100000"], "data.least: no structure has 100000 pixels"),
     "base": (["base=small"], "holds adaptmedseg-base-1"),
-    "no key": (["adapter=null"], "adapter: there is no such key"),
+    "no key": (["zoom=1"], "zoom: there is no such key"),
 }
 
 
