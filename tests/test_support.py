@@ -17,6 +17,7 @@ from adaptmedseg.data.pictures.planes import Planes
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.support.calibration import RIDGE, Sampled, calibrate, sample_pixels
 from adaptmedseg.inference.support.consistency import neighbours_agree
+from adaptmedseg.inference.support.extent import Extent
 from adaptmedseg.inference.support.filters import local_features
 from adaptmedseg.inference.support.frozen import FrozenSam
 from adaptmedseg.inference.support.jitter import jittered
@@ -218,6 +219,19 @@ def test_changed_copies_move_mask_and_picture_together() -> None:
         assert moved.dtype == np.uint8
         assert moved[where].mean() > moved[~where].mean() + 30
         assert dice(where, mask) < 1
+
+
+def test_an_extent_moves_the_threshold_and_keeps_the_order() -> None:
+    first, second = np.zeros((10, 10), bool), np.zeros((10, 10), bool)
+    first[:2, :5], second[:4, :5] = True, True
+    extent = Extent.of([first, second])
+    assert (extent.least, extent.most) == (pytest.approx(0.08), pytest.approx(0.25))
+    logits = torch.arange(100.0).flip(0).reshape(10, 10)
+    nothing, all_of_it, between = logits - 200, logits + 1, logits - 84.5
+    assert int((extent.applied(nothing) > 0).sum()) == 8
+    assert int((extent.applied(all_of_it) > 0).sum()) == 25
+    assert torch.equal(extent.applied(between), between)  # 15 of 100 pixels
+    assert torch.equal(extent.applied(nothing).flatten().argsort(), logits.flatten().argsort())
 
 
 def test_a_support_set_finds_what_it_shows_and_beats_the_nearest_prototype() -> None:

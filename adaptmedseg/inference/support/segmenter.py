@@ -87,8 +87,12 @@ class SupportSegmenter:
         given: Mapping[str, StructurePrompt] | None = None,
         method: Method = "support set",
     ) -> list[SupportAnswer]:
-        """All structures of a picture (h, w, 3), uint8. `given`: a user's own points or box for some of them, in the
-        picture's pixels (h, w). `method`: the whole of it, the prior alone, or the baseline."""
+        """All structures of a picture (h, w, 3), uint8, which is taken to show them: each fills about as much of it as
+        of the supports (`Extent`), unless a user's prompt says where it is.
+
+        `given`: a user's own points or box for some of them, in the picture's pixels (h, w). `method`: the whole of it,
+        the prior alone, or the baseline.
+        """
         query = self.sam.encode(image)
         asked = {name: _on_working(prompt, query) for name, prompt in (given or {}).items()}
         return [
@@ -117,7 +121,8 @@ class SupportSegmenter:
 def _logits(task: SupportTask, query: Encoded, given: StructurePrompt | None, method: Method) -> Tensor:
     if method == "nearest prototype":
         return task.prototype_logits(query)
-    return task.prior_logits(query) if method == "prior" else task.logits(query, given)
+    found = task.prior_logits(query) if method == "prior" else task.logits(query, given)
+    return found if given is not None else task.extent.applied(found)
 
 
 def _on_working(prompt: StructurePrompt, query: Encoded) -> StructurePrompt:

@@ -11,6 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from adaptmedseg.inference.support.calibration import Calibration, Sampled, calibrate, sample_pixels
+from adaptmedseg.inference.support.extent import Extent
 from adaptmedseg.inference.support.frozen import Encoded, FrozenSam
 from adaptmedseg.inference.support.jitter import jittered
 from adaptmedseg.inference.support.prompting import WAYS, parts_of
@@ -67,6 +68,7 @@ class SupportTask:
     def __init__(self, sam: FrozenSam, structure: str, shown: Sequence[Shown], seed: int = 0):
         self.sam, self.structure = sam, structure
         self.supports = [s.support.name for s in shown]
+        self.extent = Extent.of([s.mask for s in shown])
         rng = np.random.default_rng([seed, len(shown)])
         self.banks = [Bank([shown[i].cells for i in part]) for part in subsets(len(shown), rng)]
         trials = self._trials(shown, rng)
