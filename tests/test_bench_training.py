@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+from accelerate import PartialState
 from small_cases import call
 
+from adaptmedseg.bench import process
 from adaptmedseg.bench import training as bench
 from adaptmedseg.bench.inference import SIZES
 from adaptmedseg.bench.memory_table import (
@@ -39,17 +43,21 @@ def tiny(*more: str) -> TrainConfig:
     return load_config(ADAPT, TrainConfig, values | {"adapter.priors": None} | dict.fromkeys(more, True))
 
 
+@pytest.fixture
+def _forked(monkeypatch: pytest.MonkeyPatch, tiny_config: SegVolConfig) -> None:
+    """Processes are forked and the small model is tiny: imports and sizes are nearly all that measuring costs."""
+    monkeypatch.setattr(process, "START", "fork")
+    monkeypatch.setitem(SIZES, "small", tiny_config)
+    PartialState._reset_state()  # what processes inherit would say that they are alone
+
+
 def rank_and_sum() -> tuple[int, float]:
     """What a process of several says of itself."""
-    import torch
-
     processes = Processes.join(torch.device("cpu"))
     return processes.rank, processes.total([processes.rank + 1])[0]
 
 
 def die() -> None:
-    import os
-
     os._exit(3)
 
 
@@ -67,10 +75,12 @@ def test_steps_are_measured_and_their_products_counted(tiny_config: SegVolConfig
     assert plain.product[0] == 2 * tokens * tiny_config.embed_dim * tiny_config.mlp_dim
 
 
+@pytest.mark.usefixtures("_forked")
 def test_processes_that_know_each_other() -> None:
     assert in_processes("two", 2, rank_and_sum) == [(0, 3.0), (1, 3.0)]
 
 
+@pytest.mark.usefixtures("_forked")
 def test_a_process_that_dies_is_told() -> None:
     with pytest.raises(RuntimeError, match="'one' died"):
         in_own_process("one", die)
@@ -92,6 +102,22 @@ def test_the_share_of_a_bare_product_by_hand() -> None:
     assert "0 in a second; a bare" in product_report(10**9, step, 10**9, bare, on_cpu=False)
 
 
+@pytest.mark.usefixtures("_forked")
+def test_the_commands_say_what_they_measured() -> None:
+    outcome = call("bench", "training", *TINY, "--steps", "1", "--device", "cpu")
+    assert outcome.code == 0, outcome
+    head, step, memory, products, *scaling = outcome.out.splitlines()
+    assert head.startswith("adapt, base size small, 2 images of 1 structures a step, fp32, cpu, 1 threads")
+    assert "images a second" in step
+    assert memory.startswith("peak memory: ")
+    assert "of which a step reaches" in products
+    assert [line.split(" ", 1)[0] for line in scaling] == ["1", "2"]
+    outcome = call("bench", "frozen", "--size", "small", "--steps", "1", "--precision", "fp32", "--device", "cpu")
+    assert outcome.code == 0, outcome
+    assert outcome.out.startswith("small, decoder trained, fp32, one image and one structure a step, 1 threads")
+    assert "times less of the processor" in outcome.out.splitlines()[-1]
+
+
 # Memory ---------------------------------------------------------------------------------
 
 
@@ -99,10 +125,7 @@ def test_the_share_of_a_bare_product_by_hand() -> None:
 def test_a_setting_is_what_its_overrides_say(setting: Setting) -> None:
     changes = {key: value for key, _, value in (pair.partition("=") for pair in setting.overrides().split())}
     typed = {key: None if value == "null" else value for key, value in changes.items()}
-    asked = load_config(
-        ADAPT, TrainConfig, typed | ({} if not setting.rank else {"adapter.layers.0.alpha": setting.rank})
-    )
-    assert setting.applied(load_config(ADAPT, TrainConfig)) == asked
+    assert setting.applied(load_config(ADAPT, TrainConfig)) == load_config(ADAPT, TrainConfig, typed)
 
 
 def row(training_mib: int, **changes: int | str | bool) -> Row:
@@ -140,10 +163,8 @@ def test_the_shipped_table_holds_what_it_should() -> None:
     assert large.training_mib > 2 * small.training_mib
 
 
-def test_memory_is_measured_into_a_table_that_goes_on(
-    tiny_config: SegVolConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(SIZES, "small", tiny_config)
+@pytest.mark.usefixtures("_forked")
+def test_memory_is_measured_into_a_table_that_goes_on(tmp_path: Path) -> None:
     table = tmp_path / "table.csv"
     command = ["bench", "training-memory", "--out", table, "--device", "cpu", "--only"]
     outcome = call(*command, "10")

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import yaml
 from small_cases import Outcome, call
 from training_cases import arguments, same_weights, start, training_chain
 
+from adaptmedseg.data.files import write_atomic
 from adaptmedseg.training import checkpoint as checkpoint_module
 from adaptmedseg.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from adaptmedseg.training.keeper import CheckpointKeeper
@@ -225,6 +227,36 @@ def test_a_full_disk_costs_one_checkpoint_alone(
     assert same_weights(whole, tmp_path / "run")
     folder = stopped_at(chain, tmp_path / "other", 8)
     assert CheckpointFolder(folder).steps() == [2, 4]
+
+
+def test_what_cannot_be_written_at_the_end_is_gone_on_with(
+    chain: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise shutil.Error([("a", "b", "[Errno 28] No space left on device")])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("adaptmedseg.training.run_folder.shutil.copytree", full)
+        outcome = train(chain, tmp_path / "run")
+    assert outcome.code == 2
+    assert outcome.err.splitlines()[-1].endswith(
+        "run: cannot be written (its logs cannot be copied); free some space or choose another --out"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["run.training"]
+    assert train(chain, tmp_path / "run", "--resume").code == 0
+    assert same_weights(whole, tmp_path / "run")
+
+
+def test_a_full_disk_is_told_with_the_file_that_was_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("adaptmedseg.data.files.os.replace", full)
+    with pytest.raises(OSError, match="log\\.csv"):
+        write_atomic(tmp_path / "log.csv", "x")
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a limit on file sizes")

@@ -504,10 +504,12 @@ def test_entries_of_a_list_that_the_file_has_not_are_refused(tmp_path: Path) -> 
         ("seed: 1\noptimiser: {lr: 0.1}\nseed: 2\n", "line 5: seed stands in line 3 already; remove one"),
         ("optimiser:\n  lr: 0.1\n  lr: 0.2\n", "line 5: lr stands in line 4 already; remove one"),
         ("optimiser: 0.1\n", "line 3: optimiser: takes keys of its own \\(clip, ema, lr, .*value: 0.1"),
+        ("base: small\ncompute:\n  parallel: fsdp\n", "line 5: fsdp shares .* set compute.parallel to ddp$"),
+        ("selection: {keep: best}\n", "line 3: selection chooses .* such as 10$"),
         ("adapter: lora\n", "line 3: adapter: takes keys of its own \\(gate_by_modality, layers, .*value: 'lora'"),
     ],
 )
-def test_keys_given_twice_and_values_for_groups_are_refused(tmp_path: Path, text: str, says: str) -> None:
+def test_what_is_refused_has_its_line(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "mine.yaml").write_text("name: mine\nbudget: {steps: 1}\n" + text)
     with pytest.raises(UserError, match=says):
         load_config(tmp_path / "mine.yaml", TrainConfig)

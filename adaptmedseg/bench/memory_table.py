@@ -160,7 +160,7 @@ def proposals(rows: Sequence[Row], budget: Bytes) -> list[Row]:
     for row in sorted(rows, key=_how_much):
         if row.needed() <= budget:
             best[row.setting.size, row.setting.rank == 0] = row
-    return list(best.values())
+    return [best[key] for key in sorted(best, key=lambda key: (list(SIZES).index(key[0]), key[1]))]
 
 
 def _how_much(row: Row) -> tuple[int, bool, bool, int]:

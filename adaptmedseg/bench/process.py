@@ -5,9 +5,10 @@ import os
 import socket
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 Result = TypeVar("Result")
+START: Literal["spawn", "fork"] = "spawn"  # a forked process would count this one's memory as its own
 
 
 def in_own_process(name: str, work: Callable[..., Result], *arguments: Any) -> Result:
@@ -18,7 +19,7 @@ def in_own_process(name: str, work: Callable[..., Result], *arguments: Any) -> R
 def in_processes(name: str, count: int, work: Callable[..., Result], *arguments: Any) -> list[Result]:
     """What `work(*arguments)` gives in each of `count` fresh processes that know each other as a launcher would have
     it. RuntimeError where one dies; the others are ended then."""
-    context = multiprocessing.get_context("spawn")
+    context: Any = multiprocessing.get_context(START)  # its type has no Process
     port, started = free_port(), []
     try:
         for rank in range(count):

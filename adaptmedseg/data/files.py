@@ -17,6 +17,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
             stream.write(data)
         partial.chmod(0o644)
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = str(path)  # a full disk names no file, and the temporary name says nothing
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

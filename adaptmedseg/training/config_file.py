@@ -1,5 +1,6 @@
 """Reading a configuration from YAML: what is wrong with it is said with its key and its line."""
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -35,7 +36,8 @@ def load_config(path: Path, kind: type[Config], overrides: dict[str, object] | N
         return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{_place(path, text, first['loc'], overrides or {})}: {_what(kind, first)}") from None
+        keys = first["loc"] or named_keys(text, first["msg"])
+        raise UserError(f"{_place(path, text, keys, overrides or {})}: {_what(kind, first)}") from None
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -90,6 +92,16 @@ def line_of(text: str, keys: tuple[int | str, ...]) -> int | None:
     return line
 
 
+def named_keys(text: str, message: str) -> tuple[str, ...]:
+    """The first key of the file that a sentence about several of them names, dotted ones before others."""
+    words = re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)
+    for word in sorted(words, key=lambda word: "." not in word):
+        keys = tuple(word.split("."))
+        if line_of(text, keys) is not None:
+            return keys
+    return ()
+
+
 def _inside(node: Node | None, key: int | str) -> tuple[int, Node] | None:
     """The line of a key in a node, and what it holds."""
     if isinstance(node, MappingNode):
@@ -104,7 +116,10 @@ def _inside(node: Node | None, key: int | str) -> tuple[int, Node] | None:
 def _what(kind: type[BaseModel], error: ErrorDetails) -> str:
     """What is wrong with the value at a place, in words."""
     keys = error["loc"]
-    dotted = ".".join(map(str, keys)) or "the file"
+    message = error["msg"].removeprefix("Value error, ")
+    if not keys:  # a combination; the value would be the whole file
+        return message
+    dotted = ".".join(map(str, keys))
     if error["type"] == "extra_forbidden":
         known = sorted(_fields(kind, keys[:-1]))
         close = get_close_matches(str(keys[-1]), known, n=1)
@@ -113,9 +128,8 @@ def _what(kind: type[BaseModel], error: ErrorDetails) -> str:
     if error["type"] == "missing":
         return f"{dotted}: is missing; add it"
     if error["type"] == "model_type":
-        inner = ", ".join(sorted(_fields(kind, keys)))
-        return f"{dotted}: takes keys of its own ({inner}); write them below it (value: {error['input']!r})"
-    message = error["msg"].removeprefix("Value error, ")
+        own = ", ".join(sorted(_fields(kind, keys)))
+        return f"{dotted}: takes keys of its own ({own}); write them below it (value: {error['input']!r})"
     return f"{dotted}: {message} (value: {error['input']!r})"
 
 

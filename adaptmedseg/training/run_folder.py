@@ -158,7 +158,7 @@ def new_run(
         yield partial
         _replace(partial, out)
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = "its logs cannot be copied" if isinstance(error, shutil.Error) else error.strerror or str(error)
         raise UserError(f"{out}: cannot be written ({reason}); free some space or choose another --out") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
