@@ -17,7 +17,7 @@ COLUMNS = 3
 HEADER = ("Modality", "Structure", "Method", "Prompt", "Bias, ml", "SD, ml", "Limits of agreement, ml", "Cases")
 NOTE = (
     "Bias: mean of predicted minus true volume. About 95 % of the errors lie within the limits of agreement (bias ± "
-    "1.96 SD) where they are normally distributed; none are given for fewer than three cases. Structures that the truth "
+    "1.96 SD) where they are normally distributed; none are given for fewer than three cases. Structures the truth "
     "lacks are left out."
 )
 

@@ -35,7 +35,7 @@ def dice_strip_svg(
     styles: Mapping[tuple[str, str], tuple[str, str]],
     labels: Mapping[str, str],
 ) -> str:
-    """SVG for one modality: a dot per scored case, a box of quartiles, a bar for the 95 % interval, a tick for the mean.
+    """SVG for one modality: a dot a scored case, a box of quartiles, a bar for the 95 % interval, a tick for the mean.
 
     `rows` come from `aggregate`, `styles` from `series_styles`, `labels` say how to call the methods. Oracle
     prompts have hollow dots.

@@ -68,7 +68,7 @@ def gap_sentences(gaps: Sequence[Gaps]) -> list[str]:
             told.append(f"{gap.method} has no score of {count(len(gap.missing), 'case')} of {gap.dataset}: "
                         f"{_some(gap.missing)}.")  # fmt: skip
         if gap.not_numbers:
-            told.append(f"{gap.method} has values that are no numbers (NaN) in {count(len(gap.not_numbers), 'case')} of "
+            told.append(f"{gap.method} holds no numbers (NaN) for {count(len(gap.not_numbers), 'case')} of "
                         f"{gap.dataset}, which no mean holds: {_some(gap.not_numbers)}.")  # fmt: skip
     return told
 
