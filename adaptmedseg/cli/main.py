@@ -68,6 +68,7 @@ def _register() -> None:
         submit,
         tokens,
         train,
+        transfer,
         weights,
     )
 
@@ -86,6 +87,7 @@ def _register() -> None:
         shifts.shifts,
         evaluate.report,
         compare.compare,
+        transfer.transfer,
         export.export,
     ]
     for command in commands:

@@ -13,7 +13,7 @@ from adaptmedseg.comparison.plan import PLAN, Terms
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record, read_results
-from adaptmedseg.evaluation.study import RESULTS, StudyNotes, asked_cases, data_notes, read_notes, study_data
+from adaptmedseg.evaluation.study import RESULTS, StudyData, StudyNotes, asked_cases, data_notes, read_notes, study_data
 
 DEPTH = 3  # folders of comparisons below the one given: patients, folds
 FROM_SCRATCH = "unet"  # `model` of a configuration that takes no base
@@ -36,7 +36,8 @@ class FinishedRun:
 @dataclass
 class Finished:
     """All that was found: `new` and `old` are names of data sets, `missing` sentences on what should be there and is
-    not, `scratch` the strategies that start from no base, `notes` what a report says beside the scores."""
+    not, `scratch` the strategies that start from no base, `notes` what a report says beside the scores, `configs` one
+    configuration a strategy, `sources` the data sets that can be read from here with their cases to score."""
 
     runs: list[FinishedRun] = field(default_factory=list)
     new: set[str] = field(default_factory=set)
@@ -46,6 +47,7 @@ class Finished:
     notes: StudyNotes = field(default_factory=StudyNotes)
     configs: dict[str, str] = field(default_factory=dict)
     terms: Terms | None = None
+    sources: dict[str, StudyData] = field(default_factory=dict)
 
     @property
     def strategies(self) -> list[str]:
@@ -133,6 +135,9 @@ def _note_data(found: Finished, path: Path, fold: int | None) -> str:
     found.notes.data |= data_notes([source])
     before = found.notes.asked.get(dataset.name, [])
     found.notes.asked[dataset.name] = list(dict.fromkeys([*before, *asked_cases([source])[dataset.name]]))
+    new = [case for case in source.cases if case.id not in before]
+    earlier = found.sources.get(dataset.name)
+    found.sources[dataset.name] = StudyData(dataset, [*(earlier.cases if earlier else ()), *new])
     return dataset.name
 
 

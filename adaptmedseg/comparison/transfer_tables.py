@@ -18,17 +18,6 @@ BASE_TICK = "0"
 Curves = Mapping[str, Mapping[str, Sequence[CurvePoint]]]
 
 
-def p_text(p: float | None) -> str:
-    """A p-value with two digits; below 0.001 not written out."""
-    if p is None:
-        return wording.MISSING
-    return "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
-
-
-def _effect(value: float | None) -> str:
-    return wording.MISSING if value is None else f"{value:+.2f}".replace("-", wording.MINUS)
-
-
 def _change(value: float | None) -> str:
     return wording.MISSING if value is None else wording.change(value)
 
@@ -59,14 +48,15 @@ def judged_table(title: str, rows: Sequence[Judged], base: str, reference: str, 
                 _change(None if change is None else change.difference),
                 wording.change_interval(None if change is None else change.interval),
                 _change(None if against is None else against.difference),
-                _effect(None if against is None else against.effect),
-                p_text(item.p),
+                wording.effect(None if against is None else against.effect),
+                wording.p_value(item.p),
             ]
         )
     note = (
-        "SD: over cases, and over the means of seeds. Intervals are bootstrapped over patients. Changes and differences "
-        "are paired by case. Effect: matched-pairs rank-biserial correlation over patients, from −1 to +1. p: Wilcoxon's "
-        "signed-rank test over patients, corrected after Holm over this table. In brackets: cases without a score."
+        "SD: over cases, and over the means of seeds. Intervals are bootstrapped over patients. Changes and "
+        "differences are paired by case. Effect: matched-pairs rank-biserial correlation over patients, from −1 to +1. "
+        "p: Wilcoxon's signed-rank test over patients, corrected after Holm over this table. In brackets: cases "
+        "without a score."
     )
     return ReportTable(title, header, cells, note, texts=2 + len(lead) + structures, folded=structures)
 
