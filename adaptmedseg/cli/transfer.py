@@ -47,7 +47,7 @@ def transfer(
         _add_nnunet(found, name, Path(source), data)
     study = study_transfer(found, base, reference, seed)
     paths = write_transfer(out, study, found, title, seed)
-    for sentence in [*sentences(study, found), *found.missing]:
+    for sentence in [*sentences(study, found), *found.problems]:
         print(sentence)
     print(paths.html)
 

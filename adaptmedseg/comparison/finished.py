@@ -35,9 +35,10 @@ class FinishedRun:
 
 @dataclass
 class Finished:
-    """All that was found: `new` and `old` are names of data sets, `missing` sentences on what should be there and is
-    not, `scratch` the strategies that start from no base, `notes` what a report says beside the scores, `configs` one
-    configuration a strategy, `sources` the data sets that can be read from here with their cases to score."""
+    """All that was found: `new` and `old` are names of data sets, `scratch` the strategies that start from no base,
+    `missing` sentences on what should be there and is not, `notes` what a report says beside the scores, `configs` one
+    configuration a strategy, `sources` the data sets that can be read from here with their cases to score, `unread` why
+    others cannot."""
 
     runs: list[FinishedRun] = field(default_factory=list)
     new: set[str] = field(default_factory=set)
@@ -48,6 +49,16 @@ class Finished:
     configs: dict[str, str] = field(default_factory=dict)
     terms: Terms | None = None
     sources: dict[str, StudyData] = field(default_factory=dict)
+    unread: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> list[str]:
+        """Sentences on all that is missing."""
+        if not self.unread:
+            return self.missing
+        why = next(iter(self.unread.values()))
+        names = ", ".join(self.unread)
+        return [*self.missing, f"Licence and number of cases are not known of {names}: {why}."]
 
     @property
     def strategies(self) -> list[str]:
@@ -128,9 +139,8 @@ def _note_data(found: Finished, path: Path, fold: int | None) -> str:
     try:
         dataset = PreparedDataset.open(path)
         source = study_data(path, "test", fold if dataset.folds else None)
-    except UserError:
-        text = f"The data set {path} cannot be read from here, so that its licence and its cases are not known."
-        found.missing += [] if text in found.missing else [text]
+    except UserError as error:
+        found.unread[path.name] = str(error).rstrip(".")
         return path.name
     found.notes.data |= data_notes([source])
     before = found.notes.asked.get(dataset.name, [])

@@ -8,6 +8,7 @@ import numpy as np
 
 from adaptmedseg.comparison.finished import FinishedRun
 from adaptmedseg.comparison.outcome import mean_over_seeds
+from adaptmedseg.evaluation.evaluate import mean_dice
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.significance import holm
 from adaptmedseg.evaluation.tables import ALL_STRUCTURES, PairedRow, Row, aggregate, paired_differences
@@ -48,9 +49,10 @@ class Scores:
 
 def judge(scores: Scores, base: str, reference: str, group: Group, *, structures: bool, seed: int = 0) -> list[Judged]:
     """Rows by group and strategy, in the order of the runs; with `structures` for each structure, else over all."""
-    order = list(dict.fromkeys(run.strategy for run in scores.runs))
+    order = ranked(scores, base)
     rows = [r for r in aggregate(scores.records, order, seed, group=group) if structures != _over_all(r)]
-    changes, against = (_pairs(scores.records, other, order, group, seed) for other in (base, reference))
+    changes = _pairs(scores.records, base, order, group, seed)
+    against = changes if reference == base else _pairs(scores.records, reference, order, group, seed)
     found = [against.get(_key(row)) for row in rows]
     corrected = holm([None if pair is None else pair.p for pair in found])
     spread = _seed_means(scores.runs, group, structures)
@@ -61,6 +63,13 @@ def judge(scores: Scores, base: str, reference: str, group: Group, *, structures
         deviation = float(np.std(list(means.values()), ddof=1)) if len(means) > 1 else None
         judged.append(Judged(row, len(trained), deviation, changes.get(_key(row)), pair, p))
     return judged
+
+
+def ranked(scores: "Scores", base: str) -> list[str]:
+    """The base, then the strategies by their mean over all cases, the highest first."""
+    names = list(dict.fromkeys(run.strategy for run in scores.runs))
+    means = {name: mean_dice([r for r in scores.records if r.method == name]) for name in names}
+    return sorted(names, key=lambda name: (name != base, -means[name] if means[name] == means[name] else 1.0))
 
 
 def _over_all(row: Row | PairedRow) -> bool:

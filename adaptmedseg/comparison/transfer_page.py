@@ -17,7 +17,7 @@ from adaptmedseg.evaluation.page import PageFigure, ReportTable
 from adaptmedseg.evaluation.report import ReportPaths
 from adaptmedseg.evaluation.study import OVERLAYS, RESULTS, save_study
 from adaptmedseg.evaluation.study_report import ReportText, package_versions, report_study
-from adaptmedseg.evaluation.tables import paired_differences
+from adaptmedseg.evaluation.tables import ALL_STRUCTURES, paired_differences
 
 TABLE = "transfer.csv"
 CURVES_SHOWN = 5  # figures of learning curves: all new data and the first sets
@@ -41,7 +41,7 @@ def write_transfer(out: Path, study: Transfer, found: Finished, title: str, seed
         base=study.base,
         adapted=study.best,
         sentences=sentences(study, found),
-        caveats=[*found.missing, *_caveats(study)],
+        caveats=[*found.problems, *_caveats(study)],
         tables=tables(study),
         figures=figures(study, found),
         configs={study.best: found.configs[study.best]} if study.best in found.configs else {},
@@ -72,8 +72,8 @@ def _caveats(study: Transfer) -> list[str]:
     told = []
     if seeds and max(seeds) < 3:
         told.append(
-            f"With {wording.count(max(seeds), 'seed')} the deviation over seeds is a rough guess; the tests compare the "
-            "models trained here, not the methods in general."
+            f"With {wording.count(max(seeds), 'seed')} the deviation over seeds is a rough guess; the tests compare "
+            "the models trained here, not the methods in general."
         )
     patients = max((item.row.patients for item in study.sides), default=0)
     if patients < 10:
@@ -88,8 +88,8 @@ def sentences(study: Transfer, found: Finished) -> list[str]:
         row = item.row
         if row.method == study.best and row.modality.endswith(NEW) and row.mean is not None:
             told.append(
-                f"On {row.modality.removesuffix(f', {NEW}')} data that are new to the base, {study.best} has the highest "
-                f"mean Dice of {len(_names(study, row.modality))} strategies: "
+                f"On {row.modality.removesuffix(f', {NEW}')} data that are new to the base, {study.best} has the "
+                f"highest mean Dice of {len(_names(study, row.modality))} strategies: "
                 f"{wording.score(row.mean)} ({wording.interval(row.interval)}; {wording.count(row.n, 'case')} of "
                 f"{wording.count(row.patients, 'patient')})."
             )
@@ -113,14 +113,14 @@ def _names(study: Transfer, side: str) -> set[str]:
 
 def _against_scratch(study: Transfer, scratch: str) -> str:
     pairs = paired_differences(study.scores.records, scratch, study.best, group=lambda _record: "")
-    over_all = [pair for pair in pairs if pair.structure == "all structures"]
+    over_all = [pair for pair in pairs if pair.structure == ALL_STRUCTURES]
     if not over_all:
         return ""
     pair = over_all[0]
     return (
         f"Against {scratch}, trained from scratch, {study.best} is {wording.change(pair.difference)} apart on "
-        f"{wording.count(pair.n, 'case')} ({wording.change_interval(pair.interval)}; {pair.better} better, {pair.worse} "
-        f"worse; Wilcoxon's p {wording.p_value(pair.p)}, one test)."
+        f"{wording.count(pair.n, 'case')} ({wording.change_interval(pair.interval)}; {pair.better} better, "
+        f"{pair.worse} worse; Wilcoxon's p {wording.p_value(pair.p)}, one test)."
     )
 
 
@@ -142,8 +142,8 @@ def tables(study: Transfer) -> list[ReportTable]:
 
 def figures(study: Transfer, found: Finished) -> list[PageFigure]:
     """Transfer matrix, boxes of new and old data, a matrix of sites, learning curves."""
-    drawn = [PageFigure("Transfer matrix: mean Dice", "transfer-matrix", _matrix(study.datasets),
-                        "Mean Dice of every strategy on every data set; numbers are in the table by data set.")]  # fmt: skip
+    alt = "Mean Dice of every strategy on every data set; numbers are in the table by data set."
+    drawn = [PageFigure("Transfer matrix: mean Dice", "transfer-matrix", _matrix(study.datasets), alt)]
     for number, side in enumerate(dict.fromkeys(item.row.modality for item in study.sides), start=1):
         rows = [item.row for item in study.sides if item.row.modality == side]
         values = {row.method: _case_values(study, found, row.method, side) for row in rows}
@@ -174,7 +174,7 @@ def _case_values(study: Transfer, found: Finished, method: str, side: str) -> li
     """Mean over structures of every case of one side, prompts from the truth left out."""
     cases: dict[object, list[float]] = defaultdict(list)
     for record in study.scores.records:
-        if record.method == method and not record.is_oracle and record.dice is not None:
-            if side_of(record, found) == side:
-                cases[record.case_key].append(record.dice)
+        own = record.method == method and not record.is_oracle and side_of(record, found) == side
+        if own and record.dice is not None:
+            cases[record.case_key].append(record.dice)
     return [float(np.mean(values)) for values in cases.values()]

@@ -11,54 +11,57 @@ from adaptmedseg.comparison.judge import Judged
 from adaptmedseg.evaluation import wording
 from adaptmedseg.evaluation.group_figures import CurvePoint
 from adaptmedseg.evaluation.page import ReportTable
-from adaptmedseg.evaluation.tables import ALL_STRUCTURES
+from adaptmedseg.evaluation.tables import ALL_STRUCTURES, PairedRow
 
 ALL_PATIENTS = "all"
 BASE_TICK = "0"
+LONG = 40  # rows; longer tables are folded
+NOTE = (
+    "SD: over cases, and over the means of seeds. Intervals are bootstrapped over patients. Changes and differences "
+    "are paired by case. Effect: matched-pairs rank-biserial correlation over patients, from −1 to +1. p: Wilcoxon's "
+    "signed-rank test over patients, corrected after Holm over this table. In brackets: cases without a score."
+)
 Curves = Mapping[str, Mapping[str, Sequence[CurvePoint]]]
 
 
-def _change(value: float | None) -> str:
-    return wording.MISSING if value is None else wording.change(value)
-
-
-def judged_table(title: str, rows: Sequence[Judged], base: str, reference: str, first: str = "") -> ReportTable:
-    """A row a strategy (and `first`, the heading of what comes before it: a data set or site, where it varies)."""
+def judged_table(title: str, rows: Sequence[Judged], base: str, reference: str, second: str = "") -> ReportTable:
+    """A row a strategy; `second` is the heading of data sets or sites, where they vary."""
     structures = any(item.row.structure != ALL_STRUCTURES for item in rows)
-    lead = [first] if first else []
+    texts = ["Strategy", *([second] if second else []), *(["Structure"] if structures else [])]
     header = [
-        *lead, *(["Structure"] if structures else []), "Strategy", "Prompt", "Seeds", "Cases", "Mean Dice", "SD",
-        "SD of seeds", "95 % interval", f"Change on {base}", "95 % interval", f"Against {reference}", "Effect", "p",
+        *texts, "Mean Dice (95 %)", "SD", f"Change on {base} (95 %)", f"Against {reference}", "Effect", "p", "Cases",
+        "Seeds", "SD of seeds", "Prompt",
     ]  # fmt: skip
     cells = []
     for item in rows:
         row, change, against = item.row, item.change, item.against
         cells.append(
             [
-                *([row.modality] if first else []),
-                *([row.structure] if structures else []),
                 row.method,
-                wording.origin(row.prompt_origin),
-                str(item.seeds) if item.seeds else wording.MISSING,
-                f"{row.n}" + (f" (+ {row.unscored})" if row.unscored else ""),
-                wording.score(row.mean),
+                *([row.modality] if second else []),
+                *([row.structure] if structures else []),
+                _with(wording.score(row.mean), None if row.interval is None else wording.interval(row.interval)),
                 wording.score(row.sd),
-                wording.score(item.seed_sd),
-                wording.interval(row.interval),
-                _change(None if change is None else change.difference),
-                wording.change_interval(None if change is None else change.interval),
-                _change(None if against is None else against.difference),
+                wording.MISSING if change is None else _changed(change),
+                wording.MISSING if against is None else wording.change(against.difference),
                 wording.effect(None if against is None else against.effect),
                 wording.p_value(item.p),
+                f"{row.n}" + (f" (+ {row.unscored})" if row.unscored else ""),
+                str(item.seeds) if item.seeds else wording.MISSING,
+                wording.score(item.seed_sd),
+                wording.origin(row.prompt_origin),
             ]
         )
-    note = (
-        "SD: over cases, and over the means of seeds. Intervals are bootstrapped over patients. Changes and "
-        "differences are paired by case. Effect: matched-pairs rank-biserial correlation over patients, from −1 to +1. "
-        "p: Wilcoxon's signed-rank test over patients, corrected after Holm over this table. In brackets: cases "
-        "without a score."
-    )
-    return ReportTable(title, header, cells, note, texts=2 + len(lead) + structures, folded=structures)
+    return ReportTable(title, header, cells, NOTE, texts=len(texts), folded=len(rows) > LONG)
+
+
+def _with(value: str, interval: str | None) -> str:
+    return value if interval is None else f"{value} ({interval})"
+
+
+def _changed(change: PairedRow) -> str:
+    interval = None if change.interval is None else wording.change_interval(change.interval)
+    return _with(wording.change(change.difference), interval)
 
 
 def price_table(runs: Sequence[FinishedRun]) -> ReportTable:
@@ -101,7 +104,7 @@ def curve_tables(ticks: Sequence[str], curves: Curves) -> list[ReportTable]:
 def _point(point: CurvePoint | None) -> str:
     if point is None:
         return wording.MISSING
-    return wording.score(point.mean) + ("" if point.interval is None else f" ({wording.interval(point.interval)})")
+    return _with(wording.score(point.mean), None if point.interval is None else wording.interval(point.interval))
 
 
 def judged_csv(parts: Mapping[str, Sequence[Judged]]) -> str:
