@@ -8,7 +8,6 @@ import numpy as np
 
 from adaptmedseg.comparison.finished import FinishedRun
 from adaptmedseg.comparison.outcome import mean_over_seeds
-from adaptmedseg.evaluation.evaluate import mean_dice
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.significance import holm
 from adaptmedseg.evaluation.tables import ALL_STRUCTURES, PairedRow, Row, aggregate, paired_differences
@@ -67,9 +66,13 @@ def judge(scores: Scores, base: str, reference: str, group: Group, *, structures
 
 def ranked(scores: "Scores", base: str) -> list[str]:
     """The base, then the strategies by their mean over all cases, the highest first."""
+    cases: dict[str, dict[object, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for record in scores.records:
+        if record.dice is not None:
+            cases[record.method][record.case_key].append(record.dice)
     names = list(dict.fromkeys(run.strategy for run in scores.runs))
-    means = {name: mean_dice([r for r in scores.records if r.method == name]) for name in names}
-    return sorted(names, key=lambda name: (name != base, -means[name] if means[name] == means[name] else 1.0))
+    means = {name: float(np.mean([np.mean(v) for v in cases[name].values()])) if cases[name] else 0.0 for name in names}
+    return sorted(names, key=lambda name: (name != base, -means[name]))
 
 
 def _over_all(row: Row | PairedRow) -> bool:

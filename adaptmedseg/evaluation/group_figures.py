@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from adaptmedseg.evaluation import style
 from adaptmedseg.evaluation.figures import draw_box
 
+LONG_NAME = 18  # letters; longer names take two lines
 DARK = 0.55  # above it, numbers on the matrix are white
 
 
@@ -30,7 +31,7 @@ def matrix_svg(rows: Sequence[str], columns: Sequence[str], values: Mapping[tupl
                 color=colour,
             )
         axes.set_xticks(range(len(columns)), [_broken(column) for column in columns], fontsize=9)
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_yticks(range(len(rows)), [_broken(row) for row in rows])
         axes.xaxis.tick_top()
         axes.tick_params(length=0)
         for spine in axes.spines.values():
@@ -46,7 +47,7 @@ def boxes_svg(rows: Sequence[str], values: Mapping[str, Sequence[float]], oracle
         for place, row in enumerate(rows):
             colour = style.PALETTE[0] if place == 0 else style.PALETTE[1]
             draw_box(axes, values.get(row, ()), place, colour, "white" if row in oracle else colour)
-        axes.set_yticks(range(len(rows)), rows)
+        axes.set_yticks(range(len(rows)), [_broken(row) for row in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.set_xlim(-0.015, 1.015)
         axes.set_xlabel("Dice of a case (1 is perfect)")
@@ -90,5 +91,9 @@ def learning_svg(ticks: Sequence[str], curves: Mapping[str, Sequence[CurvePoint]
 
 
 def _broken(label: str) -> str:
-    """A label of two parts in two lines."""
-    return label.replace(" (", "\n(")
+    """A label of two parts, or a long name, in two lines."""
+    if " (" in label or len(label) <= LONG_NAME:
+        return label.replace(" (", "\n(")
+    breaks = [place + 1 for place, letter in enumerate(label) if letter in "_- "] or [len(label)]
+    middle = min(breaks, key=lambda place: abs(place - len(label) / 2))
+    return f"{label[:middle]}\n{label[middle:]}"
