@@ -383,3 +383,18 @@ def test_runs_of_an_earlier_version_are_read(tmp_path: Path) -> None:
     assert [(r.strategy, r.seed) for r in found.runs] == [("base", None), ("gated", 0), ("gated", 1), ("lora", 0)]
     assert (found.new, found.old) == ({"mri"}, {"ct"})
     assert "nowhere/mri" in found.problems[0]
+
+
+def test_several_evaluations_make_one_report(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        scores = [record(name, case, 0.5) for case in "abc"]
+        save_study(
+            tmp_path / name, scores, StudyNotes(licences={name: f"terms of {name}"}, asked={"mri": list("abcd")})
+        )
+    outcome = call("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both")
+    assert outcome.code == 0, outcome
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert all(word in page for word in ("terms of one", "terms of two", "two has no score of 1 case of mri: d."))
+    again = call("report", tmp_path / "one", tmp_path / "both", "--out", tmp_path / "new")
+    assert (again.code, "'one' was scored in" in again.err) == (2, True)
+    assert call("report", tmp_path / "one", tmp_path / "two").code == 2

@@ -12,6 +12,7 @@ from adaptmedseg.data.registry import default_registry
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.evaluate import mean_dice
+from adaptmedseg.evaluation.joined import join_studies
 from adaptmedseg.evaluation.metrics import TOLERANCE_MM, MeasureSettings
 from adaptmedseg.evaluation.page import write_page
 from adaptmedseg.evaluation.prompt_study import STUDIES, questions_of, study_page
@@ -191,20 +192,29 @@ def study_notes(methods: list[StudyMethod], sources: list[StudyData], seed: int)
 
 
 def report(
-    study: Annotated[Path, typer.Argument(help="Folder written by `adaptmedseg evaluate`.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the report; the study's own by default.")] = None,
+    study: Annotated[list[Path], typer.Argument(help="Folder written by `adaptmedseg evaluate`; several to compare.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report; the study's own by default, a new one for several.")
+    ] = None,
     title: Annotated[str, typer.Option(help="The report's title.")] = "Adaptation report",
     base: Annotated[str | None, typer.Option(help="The method compared with; the first by default.")] = None,
     adapted: Annotated[str | None, typer.Option(help="The method judged; the last by default.")] = None,
     run: Annotated[list[str], typer.Option(help="LABEL=FOLDER of a training whose curves to show.")] = [],  # noqa: B006
     seed: Seed = 0,
 ) -> None:
-    """Write report.html, report.md and results.csv from an evaluation.
+    """Write report.html, report.md and results.csv from one evaluation, or from several side by side.
 
     \b
-    Example:
+    Examples:
       adaptmedseg report runs/eval --run adapted=runs/my_mri
+      adaptmedseg report runs/eval runs/other --out runs/both
     """
     runs = {label: Path(path) for label, path in named_pairs(run, "--run").items()}
-    paths = report_study(study, out or study, ReportText(title, base, adapted, runs, seed=seed))
+    folder = study[0]
+    if len(study) > 1:
+        if out is None:
+            raise UserError("several evaluations make a report of their own: name a new folder for it with --out")
+        join_studies(study, out)
+        folder = out
+    paths = report_study(folder, out or folder, ReportText(title, base, adapted, runs, seed=seed))
     print(paths.html)

@@ -100,7 +100,9 @@ def _table(
         name = labels.get(row.method, row.method)
         rows.append([row.structure, name, wording.origin(row.prompt_origin), *cells, *map(str, numbers)])
     note = f"NSD at {tolerance:g} mm; surfaces are made of {elements}. {NOTE}"
-    return ReportTable(f"Surfaces, volumes and lesions: {modality}", HEADER, rows, note, texts=3, folded=len(rows) > LONG)
+    return ReportTable(
+        f"Surfaces, volumes and lesions: {modality}", HEADER, rows, note, texts=3, folded=len(rows) > LONG
+    )
 
 
 def _group(row: Row) -> Group:
