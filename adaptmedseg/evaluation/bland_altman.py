@@ -48,9 +48,14 @@ class Agreement:
 
 
 def volume_agreement(records: Sequence[Record], methods: Sequence[str]) -> list[Agreement]:
-    """Agreement by modality, structure, method (in the order of `methods`, no others) and prompt origin."""
+    """Agreement by modality, structure, method (in the order of `methods`, no others) and prompt origin.
+
+    Scores with an oracle prompt are left out where there are others.
+    """
     groups: dict[tuple[str, str, str, str], list[tuple[float, float]]] = {}
-    for record in sorted((r for r in records if r.method in methods), key=lambda r: methods.index(r.method)):
+    own = [record for record in records if record.method in methods]
+    own = [record for record in own if not record.is_oracle] or own
+    for record in sorted(own, key=lambda record: methods.index(record.method)):
         if record.volume_ml is not None and record.truth_volume_ml:
             key = (record.modality, record.structure, record.method, record.prompt_origin)
             groups.setdefault(key, []).append((record.volume_ml, record.truth_volume_ml))
