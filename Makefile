@@ -19,7 +19,7 @@ QUERIES ?= 12
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-cluster lint format base real compare prompts slices clean
+.PHONY: demo test test-slow test-cluster lint format base real compare transfer learning-curves prompts slices clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -117,6 +117,16 @@ prompts: $(VENV)/installed runs/compare/ct_base
 		$(BIN)/adaptmedseg evaluate --model kinds$$kinds-seed$$seed=runs/prompts/kinds$$kinds-seed$$seed \
 			--data runs/compare/promise12 --study prompts --out runs/prompts/study --append || exit 1; \
 	done; done
+
+# What the comparison says of transfer (docs/transfer.md), against the U-Net from scratch; trains nothing itself.
+transfer: compare
+	$(BIN)/adaptmedseg transfer runs/compare/strategies $(wildcard runs/compare/curves) --reference unet --out runs/compare/transfer
+
+# Few patients: the gated strategy and the U-Net, the same budget; about 40 minutes on two idle cores.
+learning-curves: $(VENV)/installed runs/compare/ct_base
+	$(BIN)/adaptmedseg compare gated unet --base runs/compare/ct_base --old runs/compare/openkbp \
+		--data runs/compare/promise12 --data runs/compare/left_atrium --data runs/compare/acdc --data runs/compare/hippocampus \
+		--seeds $(COMPARE_SEEDS) --steps $(COMPARE_STEPS) --patients 1,2,5 --out runs/compare/curves
 
 runs/compare/ct_base:
 	rm -rf runs/compare

@@ -1,4 +1,4 @@
-"""`adaptmedseg bench metrics` and `confidence`: what measuring costs, and how well confidence ranks masks."""
+"""`adaptmedseg bench metrics`, `report` and `confidence`: cost of measuring and of reports, worth of confidence."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,6 +7,7 @@ import numpy as np
 import typer
 
 from adaptmedseg.bench.metrics import MetricsCost, compare_metrics
+from adaptmedseg.bench.report import measure_report
 from adaptmedseg.cli.bench import app, parse_shape
 from adaptmedseg.cli.calibrate import judge_sets, ranking_report
 from adaptmedseg.cli.common import Device, Seed, console, named_pairs
@@ -44,6 +45,31 @@ def metrics_report(found: MetricsCost) -> list[str]:
         f"{found.cpu_ratio:.1f} times less",
         f"largest differences: {differences}",
     ]
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="Folder for the report.")],
+    cases: Annotated[int, typer.Option(help="Cases, half of them CT.", min=2)] = 50,
+    structures: Annotated[int, typer.Option(help="Structures of each.", min=1)] = 13,
+    methods: Annotated[int, typer.Option(help="Methods side by side.", min=2)] = 3,
+    shape: Annotated[str, typer.Option(help="Voxels of the volumes whose pictures are drawn, d,h,w.")] = "100,320,320",
+) -> None:
+    """Time the report of made-up scores, pictures drawn, and weigh its page.
+
+    \b
+    Examples:
+      adaptmedseg bench report --out runs/bench_report
+      adaptmedseg bench report --cases 6 --structures 2 --shape 24,96,96 --out runs/bench_report     (seconds)
+    """
+    if (out / "results.csv").exists():
+        raise UserError(f"{out}: holds another report; choose a new folder for --out")
+    found = measure_report(out, cases, structures, methods, parse_shape(shape))
+    print(
+        f"{cases} cases, {structures} structures, {methods} methods: {found.pictures} pictures drawn in "
+        f"{found.draw:.1f} s, report written in {found.write:.1f} s, {found.draw + found.write:.1f} s in all "
+        f"({found.processor:.1f} s of the processor); page {found.page_mb:.1f} MB"
+    )
 
 
 @app.command()

@@ -112,7 +112,7 @@ def demo(
         records, masks = run_study(methods, test, chosen, progress=evaluated)
         records += run_study([open_gate], test[:1], chosen)[0]
     with watch.stage("report"):
-        notes = study_notes([*methods, open_gate], test)
+        notes = study_notes([*methods, open_gate], test, 0)
         compare_gated(records, masks, methods, methods[1], notes)
         draw_overlays(out / "report", records, masks, "adapted", test)
         save_study(out / "report", records, notes)

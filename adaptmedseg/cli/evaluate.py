@@ -12,6 +12,7 @@ from adaptmedseg.data.registry import default_registry
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.evaluate import mean_dice
+from adaptmedseg.evaluation.joined import join_studies
 from adaptmedseg.evaluation.metrics import TOLERANCE_MM, MeasureSettings
 from adaptmedseg.evaluation.page import write_page
 from adaptmedseg.evaluation.prompt_study import STUDIES, questions_of, study_page
@@ -23,6 +24,7 @@ from adaptmedseg.evaluation.study import (
     StudyMethod,
     StudyNotes,
     ask_all,
+    asked_cases,
     compare_gated,
     data_notes,
     draw_overlays,
@@ -30,7 +32,7 @@ from adaptmedseg.evaluation.study import (
     save_study,
     study_data,
 )
-from adaptmedseg.evaluation.study_report import ReportText, report_study
+from adaptmedseg.evaluation.study_report import ReportText, package_versions, report_study
 from adaptmedseg.evaluation.surfaces import Elements
 from adaptmedseg.inference.loading import load_model
 from adaptmedseg.models.unet import ReferenceUNet
@@ -93,13 +95,13 @@ def evaluate(
     if study is not None:
         records = run_prompt_study(methods, sources, chosen, wanted, measures)
         check_any(records, data)
-        save_study(out, records, study_notes(methods, sources), append=append)
+        save_study(out, records, study_notes(methods, sources, seed), append=append)
         write_prompt_study(out, study, records, [method.name for method in methods], seed)
         return
     with bar("evaluating") as progress:
         records, masks = run_study(methods, sources, chosen, structures=wanted, measures=measures, progress=progress)
     check_any(records, data)
-    notes = study_notes(methods, sources)
+    notes = study_notes(methods, sources, seed)
     compare_gated(records, masks, methods, methods[-1], notes)
     draw_overlays(out, records, masks, methods[-1].name, sources)
     save_study(out, records, notes, append=append)  # the scores come last: a folder with scores is complete
@@ -176,30 +178,43 @@ def wanted_structures(names: str | None, sources: list[StudyData]) -> list[str] 
     return wanted
 
 
-def study_notes(methods: list[StudyMethod], sources: list[StudyData]) -> StudyNotes:
-    """What a report says of models and data."""
+def study_notes(methods: list[StudyMethod], sources: list[StudyData], seed: int) -> StudyNotes:
+    """What a report says of models and data; `seed` is that of the questions."""
     return StudyNotes(
         methods={method.name: method.description for method in methods},
         hashes={f"{method.name}, {what}": value for method in methods for what, value in method.loaded.hashes.items()},
         data=data_notes(sources),
+        licences={method.name: method.loaded.licence for method in methods},
+        asked=asked_cases(sources),
+        seeds={"questions": str(seed)},
+        versions=package_versions(),
     )
 
 
 def report(
-    study: Annotated[Path, typer.Argument(help="Folder written by `adaptmedseg evaluate`.")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the report; the study's own by default.")] = None,
+    study: Annotated[list[Path], typer.Argument(help="Folder written by `adaptmedseg evaluate`; several to compare.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the report; the study's own by default, a new one for several.")
+    ] = None,
     title: Annotated[str, typer.Option(help="The report's title.")] = "Adaptation report",
     base: Annotated[str | None, typer.Option(help="The method compared with; the first by default.")] = None,
     adapted: Annotated[str | None, typer.Option(help="The method judged; the last by default.")] = None,
     run: Annotated[list[str], typer.Option(help="LABEL=FOLDER of a training whose curves to show.")] = [],  # noqa: B006
     seed: Seed = 0,
 ) -> None:
-    """Write report.html, report.md and results.csv from an evaluation.
+    """Write report.html, report.md and results.csv from one evaluation, or from several side by side.
 
     \b
-    Example:
+    Examples:
       adaptmedseg report runs/eval --run adapted=runs/my_mri
+      adaptmedseg report runs/eval runs/other --out runs/both
     """
     runs = {label: Path(path) for label, path in named_pairs(run, "--run").items()}
-    paths = report_study(study, out or study, ReportText(title, base, adapted, runs, seed=seed))
+    folder = study[0]
+    if len(study) > 1:
+        if out is None:
+            raise UserError("several evaluations make a report of their own: name a new folder for it with --out")
+        join_studies(study, out)
+        folder = out
+    paths = report_study(folder, out or folder, ReportText(title, base, adapted, runs, seed=seed))
     print(paths.html)

@@ -76,6 +76,7 @@ def _register() -> None:
         submit,
         tokens,
         train,
+        transfer,
         weights,
     )
 
@@ -95,6 +96,7 @@ def _register() -> None:
         shifts.shifts,
         evaluate.report,
         compare.compare,
+        transfer.transfer,
         export.export,
     ]
     for command in commands:

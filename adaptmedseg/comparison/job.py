@@ -15,8 +15,10 @@ from adaptmedseg.data.files import write_atomic
 from adaptmedseg.device import keep_freed_memory, pick_device
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.evaluate import asked_of, evaluate_cases
+from adaptmedseg.evaluation.mask_store import MaskStore
+from adaptmedseg.evaluation.metrics import MeasureSettings
 from adaptmedseg.evaluation.records import Record, write_results
-from adaptmedseg.evaluation.study import StudyData, study_data
+from adaptmedseg.evaluation.study import OVERLAYS, StudyData, draw_overlays, study_data
 from adaptmedseg.inference.loading import LoadedModel, check_unseen, load_model
 from adaptmedseg.inference.machine import PeakMemory
 from adaptmedseg.inference.segmenter import CropSegmenter
@@ -90,8 +92,9 @@ def train_and_measure(config: TrainConfig, out: Path, device_name: str) -> Cost:
     )
 
 
-def score(job: Job, loaded: LoadedModel, device_name: str) -> list[Record]:
-    """Scores of a model on all questions, asked by name. UserError where it was trained on one of the cases."""
+def score(job: Job, loaded: LoadedModel, device_name: str, pictures: Path) -> list[Record]:
+    """Scores of a model on all questions, asked by name; its worst, median and best masks are drawn into a folder of
+    `pictures`. UserError where it was trained on one of the cases."""
     device = pick_device(device_name)
     sources = [(question, question.data()) for question in job.questions]
     for _, source in sources:
@@ -100,9 +103,15 @@ def score(job: Job, loaded: LoadedModel, device_name: str) -> list[Record]:
     segmenter = CropSegmenter(loaded.model.to(device), loaded.size, loaded.resize, device)
     fixed = isinstance(loaded.model, ReferenceUNet)
     records: list[Record] = []
+    masks = MaskStore()
     for question, source in sources:
         names = [name for name in question.structures if not fixed or name in loaded.structures]
-        records += evaluate_cases(segmenter, source.cases, names, asked_of(loaded, job.name, source.dataset.name))
+        asked = asked_of(loaded, job.name, source.dataset.name, measures=MeasureSettings())
+        records += evaluate_cases(
+            segmenter, source.cases, names, asked, on_mask=lambda _case, _name, mask, record: masks.put(record, mask)
+        )
+    shutil.rmtree(pictures / OVERLAYS, ignore_errors=True)
+    draw_overlays(pictures, records, masks, job.name, [source for _, source in sources])
     return records
 
 
@@ -114,7 +123,7 @@ def work(folder: Path, device: str) -> None:
         shutil.rmtree(run, ignore_errors=True)
         write_atomic(cost, train_and_measure(job.config, run, device).model_dump_json(indent=1))
     model = load_model(job.base) if job.config is None else load_model(str(run))
-    write_results(folder / SCORES, score(job, model, device))
+    write_results(folder / SCORES, score(job, model, device, folder))
 
 
 def main() -> int:

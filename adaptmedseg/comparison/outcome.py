@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from adaptmedseg.comparison.job import COST, SCORES, Cost
 from adaptmedseg.comparison.plan import Task, is_done
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.records import Record, read_results
+from adaptmedseg.evaluation.records import NOT_NUMBERS, Record, read_results
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def _cost(task: Task) -> Cost:
 
 
 def mean_over_seeds(runs: Sequence[Sequence[Record]]) -> list[Record]:
-    """One record a case and structure: means of Dice and volume over the runs that scored it."""
+    """One record a case and structure: means of all numbers over the runs that scored it and have a value there."""
     groups: dict[tuple[object, ...], list[Record]] = defaultdict(list)
     for records in runs:
         for record in records:
@@ -57,6 +58,20 @@ def mean_over_seeds(runs: Sequence[Sequence[Record]]) -> list[Record]:
 
 
 def _mean(group: Sequence[Record]) -> Record:
-    scores = [record.dice for record in group if record.dice is not None]
-    dice = float(np.mean(scores)) if scores else None
-    return replace(group[0], dice=dice, volume_ml=float(np.mean([record.volume_ml for record in group])))
+    first = group[0]
+    extra = {key: _mean_of([record.extra.get(key) for record in group], value) for key, value in first.extra.items()}
+    if any("prediction_empty" in record.extra for record in group):
+        extra["prediction_empty"] = all(record.extra.get("prediction_empty") for record in group)
+    wrong = dict.fromkeys(key for record in group for key in record.not_numbers)
+    return replace(
+        first,
+        dice=_mean_of([record.dice for record in group]),
+        volume_ml=_mean_of([record.volume_ml for record in group]),
+        extra=extra | ({NOT_NUMBERS: list(wrong)} if wrong else {}),
+    )
+
+
+def _mean_of(values: Sequence[Any], otherwise: Any = None) -> Any:
+    """The mean of those that are numbers; what is none of numbers, as a name, stays as it was."""
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
+    return float(np.mean(numbers)) if numbers else otherwise

@@ -9,7 +9,7 @@ import numpy as np
 from adaptmedseg.comparison.outcome import Outcome
 from adaptmedseg.evaluation.bootstrap import bootstrap_interval
 from adaptmedseg.evaluation.records import Record
-from adaptmedseg.evaluation.significance import holm, paired_p
+from adaptmedseg.evaluation.significance import holm, paired_p, patient_means
 
 CaseKey = tuple[str, str, str]
 PatientKey = tuple[str, str]
@@ -88,14 +88,6 @@ def differences(first: Mapping[CaseKey, float], second: Mapping[CaseKey, float])
     return {key: second[key] - value for key, value in first.items() if key in second}
 
 
-def by_patient(values: Mapping[CaseKey, float], patients: Mapping[CaseKey, PatientKey]) -> dict[PatientKey, float]:
-    """Means by patient: several scans of one patient are no independent evidence."""
-    groups: dict[PatientKey, list[float]] = defaultdict(list)
-    for key, value in values.items():
-        groups[patients[key]].append(value)
-    return {patient: float(np.mean(found)) for patient, found in groups.items()}
-
-
 def build_table(outcomes: Sequence[Outcome], new: Collection[str], base: str, reference: str) -> list[StrategyRow]:
     """Rows in the order of the outcomes. `new` are the names of the data sets that were trained on, `base` is the
     strategy that trains nothing, `reference` the one that all others are tested against."""
@@ -117,7 +109,8 @@ def build_table(outcomes: Sequence[Outcome], new: Collection[str], base: str, re
 
 
 def _p(reference: _Cases, other: _Cases) -> float | None:
-    return paired_p(list(by_patient(differences(reference.dice, other.dice), other.patients).values()))
+    changes = differences(reference.dice, other.dice)
+    return paired_p(patient_means(list(changes.values()), [other.patients[key] for key in changes]))
 
 
 def _row(outcome: Outcome, sides: _Sides, base: _Sides | None) -> StrategyRow:

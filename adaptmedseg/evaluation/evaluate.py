@@ -10,6 +10,7 @@ import numpy as np
 from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.data.overlap import dice
 from adaptmedseg.data.prepared import PreparedCase
+from adaptmedseg.data.prepared.case import UNKNOWN_SITE
 from adaptmedseg.evaluation.metrics import MeasureSettings, measure
 from adaptmedseg.evaluation.questions import Answered, ByName, FixedOutput, Question
 from adaptmedseg.evaluation.records import Record
@@ -111,6 +112,8 @@ def _record(case: PreparedCase, answered: Answered, asked: Asked, zoom: bool) ->
         found = measure(mask, truth, case.spacing if case.spacing_stated else None, asked.measures, lost)
         score = found.overlap.dice
         extra = {**found.as_dict(), "truth_voxels_outside_crop": lost, "zoom": zoom}
+    if case.site != UNKNOWN_SITE:
+        extra["site"] = case.site
     voxel_ml = case.grid.voxel_ml
     return Record(
         method=asked.method,

@@ -1,4 +1,4 @@
-"""Strip plots: every case's Dice per structure, methods side by side, with mean and interval."""
+"""Box plots over every case's Dice: by structure with methods side by side, and of groups of any kind."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,6 +14,7 @@ from adaptmedseg.evaluation.wording import origin
 from adaptmedseg.inference.prompt_origin import is_oracle
 
 _WIDTH, _ROW, _HEAD = 5.4, 0.27, 0.75
+FEWEST_IN_A_BOX = 4
 
 
 def series_styles(records: Sequence[Record], method_order: Sequence[str]) -> dict[tuple[str, str], tuple[str, str]]:
@@ -34,7 +35,7 @@ def dice_strip_svg(
     styles: Mapping[tuple[str, str], tuple[str, str]],
     labels: Mapping[str, str],
 ) -> str:
-    """SVG for one modality: a dot per scored case, a bar for the 95 % interval, a tick for the mean.
+    """SVG for one modality: a dot a scored case, a box of quartiles, a bar for the 95 % interval, a tick for the mean.
 
     `rows` come from `aggregate`, `styles` from `series_styles`, `labels` say how to call the methods. Oracle
     prompts have hollow dots.
@@ -66,17 +67,32 @@ def _dice_values(records: Sequence[Record], row: Row) -> list[float]:
 
 def _draw_row(axes: Axes, row: Row, values: Sequence[float], place: int, look: tuple[str, str]) -> None:
     colour, marker = look
-    jitter = np.random.default_rng(place).uniform(-0.22, 0.22, len(values))
-    face = "white" if row.is_oracle else colour
-    axes.scatter(
-        values, place + jitter, s=15, marker=marker, facecolor=face, edgecolor=colour, alpha=0.55, linewidth=0.8
-    )
+    draw_box(axes, values, place, colour, "white" if row.is_oracle else colour, marker)
     if row.interval is not None:
         axes.plot(row.interval, (place, place), color=colour, linewidth=2.2, solid_capstyle="butt")
     if row.mean is not None:
         axes.plot((row.mean, row.mean), (place - 0.36, place + 0.36), color=style.INK, linewidth=1.8)
     else:
         axes.text(0.01, place, "nothing to score", va="center", color=style.MUTED, fontsize=8)
+
+
+def draw_box(
+    axes: Axes, values: Sequence[float], place: int, colour: str, face: str, marker: str = style.MARKERS[0]
+) -> None:
+    """A dot a value; from four values on their quartiles as a box with the median across, and whiskers to the last
+    value within 1.5 box lengths (Tukey 1977)."""
+    jitter = np.random.default_rng(place).uniform(-0.22, 0.22, len(values))
+    axes.scatter(
+        values, place + jitter, s=15, marker=marker, facecolor=face, edgecolor=colour, alpha=0.55, linewidth=0.8
+    )
+    if len(values) >= FEWEST_IN_A_BOX:
+        low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+        reach = 1.5 * (high - low)
+        ends = min(v for v in values if v >= low - reach), max(v for v in values if v <= high + reach)
+        axes.barh(place, high - low, 0.72, low, facecolor="none", edgecolor=colour, linewidth=0.9)
+        axes.plot((middle, middle), (place - 0.36, place + 0.36), color=colour, linewidth=0.9)
+        axes.plot((ends[0], low), (place, place), color=colour, linewidth=0.9)
+        axes.plot((high, ends[1]), (place, place), color=colour, linewidth=0.9)
 
 
 def _finish(axes: Axes, structures: Sequence[str], series: int) -> None:

@@ -45,6 +45,7 @@ NOTE = (
     "where the truth holds nothing; “both” are empty in both and scored by nothing."
 )
 HEADER = ("Structure", "Method", "Prompt", *(measure.label for measure in MAIN), "Cases", "Missed", "False", "Both")
+LONG = 40  # rows; longer tables are folded
 Group = tuple[str, str, str, str]
 
 
@@ -99,7 +100,9 @@ def _table(
         name = labels.get(row.method, row.method)
         rows.append([row.structure, name, wording.origin(row.prompt_origin), *cells, *map(str, numbers)])
     note = f"NSD at {tolerance:g} mm; surfaces are made of {elements}. {NOTE}"
-    return ReportTable(f"Surfaces, volumes and lesions: {modality}", HEADER, rows, note, texts=3)
+    return ReportTable(
+        f"Surfaces, volumes and lesions: {modality}", HEADER, rows, note, texts=3, folded=len(rows) > LONG
+    )
 
 
 def _group(row: Row) -> Group:

@@ -13,13 +13,15 @@ from adaptmedseg.evaluation import style, wording
 
 @dataclass(frozen=True)
 class ReportTable:
-    """A table of words with a note below it; all columns but the first `texts` hold numbers."""
+    """A table of words with a note below it; all columns but the first `texts` hold numbers. A `folded` one is opened
+    by a click (in print it is open)."""
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
     texts: int = 1
+    folded: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def environment(html: bool) -> Environment:
     )
     for function in (
         wording.score, wording.interval, wording.change, wording.change_interval, wording.origin, wording.count,
-        wording.duration,
+        wording.duration, wording.volume, wording.effect,
     ):  # fmt: skip
         found.filters[function.__name__] = function
     found.filters["cell"] = _markdown_cell

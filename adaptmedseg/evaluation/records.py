@@ -13,6 +13,8 @@ from adaptmedseg.data.files import write_atomic
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.prompt_origin import check_origin, is_oracle
 
+NOT_NUMBERS = "not_numbers"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -20,7 +22,9 @@ class Record:
 
     `dice` is None where truth and prediction are both empty (not scored, but counted). `prompt_origin` says where the
     prompt came from, as in `inference.prompt_origin`; an 'oracle' prompt was made from the ground truth. Further
-    measures (`metrics.MaskMeasures.as_dict`) go into `extra` and become further keys of the line.
+    measures (`metrics.MaskMeasures.as_dict`) go into `extra` and become further keys of the line. A number in a file
+    that is none (NaN, infinity) is read as None and named in `extra` under NOT_NUMBERS; volumes are None in that case
+    alone.
     """
 
     method: str
@@ -31,8 +35,8 @@ class Record:
     structure: str
     prompt_origin: str
     dice: float | None
-    volume_ml: float
-    truth_volume_ml: float
+    volume_ml: float | None
+    truth_volume_ml: float | None
     split: str = "test"
     fold: int | None = None
     extra: dict[str, Any] = field(default_factory=dict, hash=False)
@@ -42,8 +46,14 @@ class Record:
         if self.dice is not None and not 0 <= self.dice <= 1:
             raise ValueError(f"dice: {self.dice} lies outside 0..1")
         for name in ("volume_ml", "truth_volume_ml"):
-            if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} is no volume")
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name}: {value} is no volume")
+
+    @property
+    def not_numbers(self) -> list[str]:
+        """Keys whose values in the file were no numbers."""
+        return list(self.extra.get(NOT_NUMBERS, ()))
 
     @property
     def is_oracle(self) -> bool:
@@ -79,6 +89,9 @@ def _to_dict(record: Record) -> dict[str, Any]:
 
 
 def _from_dict(line: dict[str, Any]) -> Record:
+    wrong = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
+    if wrong:
+        line = line | dict.fromkeys(wrong) | {NOT_NUMBERS: wrong}
     known = {name: line[name] for name in FIELD_NAMES if name in line}
     return Record(**known, extra={key: value for key, value in line.items() if key not in FIELD_NAMES})
 

@@ -9,10 +9,13 @@ from typing import Any
 
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.evaluation import curves, overlays, style, wording
+from adaptmedseg.evaluation.bland_altman import agreement_figures, agreement_table, volume_agreement
 from adaptmedseg.evaluation.figures import dice_strip_svg, series_styles
+from adaptmedseg.evaluation.gaps import find_gaps, gap_sentences, gap_tables
 from adaptmedseg.evaluation.measure_tables import measure_tables, measures_csv
-from adaptmedseg.evaluation.page import ReportTable, environment
+from adaptmedseg.evaluation.page import PageFigure, ReportTable, environment
 from adaptmedseg.evaluation.records import Record, results_csv
+from adaptmedseg.evaluation.significance import holm
 from adaptmedseg.evaluation.tables import (
     ALL_STRUCTURES,
     PairedRow,
@@ -25,6 +28,7 @@ from adaptmedseg.evaluation.tables import (
 
 FILES_FOLDER = "report_files"
 LOWEST_SHOWN = 10
+LONG = 60  # rows; longer tables are folded
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,16 @@ class Command:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is needed to repeat the run. `timings` are seconds per stage."""
+    """What is needed to repeat the run. `timings` are seconds per stage, `licences` those of the weights."""
 
     config_yaml: str = ""
-    seeds: Mapping[str, int] = field(default_factory=dict)
+    seeds: Mapping[str, object] = field(default_factory=dict)
     hashes: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     hardware: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     data: Sequence[DataSource] = ()
+    licences: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ class ReportInput:
 
     `verdict` holds the sentences of its head (see `verdict.verdict`). `methods` give the order of rows and the
     labels. `comparisons` are pairs (base, adapted) of method names for the table of paired differences. `histories`
-    maps a run's label to its training history (see `curves.curve_svg`).
+    maps a run's label to its training history (see `curves.curve_svg`). `asked` are ids of cases by data set: one of
+    them without a score is told of.
     """
 
     title: str
@@ -96,6 +102,8 @@ class ReportInput:
     next_commands: Sequence[Command] = ()
     caveats: Sequence[str] = ()
     tables: Sequence[ReportTable] = ()
+    figures: Sequence[PageFigure] = ()
+    asked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     created: str = ""
     seed: int = 0
 
@@ -167,6 +175,8 @@ def _context(report: ReportInput) -> dict[str, Any]:
         for row in paired_differences(report.records, base, adapted, seed=report.seed)
     ]
     used = {record.method for record in report.records}
+    gaps = find_gaps(report.records, report.asked)
+    volumes = volume_agreement(report.records, _judged(report))
     return {
         "report": report,
         "settings": report.settings,
@@ -175,14 +185,18 @@ def _context(report: ReportInput) -> dict[str, Any]:
         "groups": _groups(rows),
         "measures": measure_tables(report.records, labels, order, report.seed),
         "paired": _paired_groups(paired),
+        "volumes": agreement_figures(volumes, labels),
+        "agreement": [agreement_table(volumes, labels)] if volumes else [],
+        "gaps": gap_tables(gaps),
         "figures": _dice_figures(report, rows, labels),
         "curves": _curve_figures(report.histories),
         "pictures": _pictures(report.overlays, labels),
         "convention": overlays.CONVENTION,
         "lowest": _lowest(report),
-        "caveats": [*report.caveats, *unequal_cases(report.records)],
+        "caveats": [*report.caveats, *gap_sentences(gaps), *unequal_cases(report.records)],
         "any_oracle": any(record.is_oracle for record in report.records),
         "any_unscored": any(record.dice is None for record in report.records),
+        "folded": len(rows) > LONG,
         "cases": len({record.case_key for record in report.records}),
         "patients": len({record.patient_key for record in report.records}),
         "all_structures": ALL_STRUCTURES,
@@ -192,13 +206,21 @@ def _context(report: ReportInput) -> dict[str, Any]:
     }
 
 
-def _paired_groups(rows: Sequence[PairedRow]) -> list[list[PairedRow]]:
-    """Rows of one modality and comparison together, "all structures" last, and not at all where there's just one."""
+def _judged(report: ReportInput) -> list[str]:
+    """The methods that figures of volumes show: base and judged one of the last comparison, else the last listed."""
+    return list(report.comparisons[-1]) if report.comparisons else [method.name for method in report.methods[-1:]]
+
+
+def _paired_groups(rows: Sequence[PairedRow]) -> list[list[tuple[PairedRow, str]]]:
+    """Rows of one modality and comparison together, "all structures" last, and not at all where there's just one; each
+    with its p, corrected after Holm over all rows that are shown."""
     found: dict[tuple[str, ...], list[PairedRow]] = {}
     for row in rows:
         key = (row.modality, row.base, row.adapted, row.base_origin, row.adapted_origin)
         found.setdefault(key, []).append(row)
-    return [group if len(group) > 2 else group[:1] for group in found.values()]
+    shown = [group if len(group) > 2 else group[:1] for group in found.values()]
+    corrected = iter(holm([row.p for group in shown for row in group]))
+    return [[(row, wording.p_value(next(corrected))) for row in group] for group in shown]
 
 
 def _groups(rows: Sequence[Row]) -> list[_Group]:
@@ -248,8 +270,8 @@ def _pictures(shown: Sequence[Overlay], labels: Mapping[str, str]) -> list[_Grou
         value = "not scored" if record.dice is None else f"Dice {wording.score(record.dice)}"
         caption = (
             f"{overlay.rank.capitalize()}: case {record.case}, {value}. {labels.get(record.method, record.method)}, "
-            f"prompt: {wording.origin(record.prompt_origin)}; {record.volume_ml:.1f} ml marked, "
-            f"{record.truth_volume_ml:.1f} ml true."
+            f"prompt: {wording.origin(record.prompt_origin)}; {wording.volume(record.volume_ml)} marked, "
+            f"{wording.volume(record.truth_volume_ml)} true."
         )
         alt = f"{record.structure} of case {record.case}, truth and prediction outlined in three planes"
         file = _file_name(f"{number:03d}", record.case, record.structure, overlay.rank) + ".png"
@@ -273,6 +295,8 @@ def _write_files(folder: Path, report: ReportInput, context: Mapping[str, Any]) 
     partial.mkdir()
     for figure in [figure for _, figure in context["figures"]] + context["curves"]:
         write_atomic(partial / figure.file, figure.svg)
+    for drawn in (*report.figures, *context["volumes"]):
+        write_atomic(partial / f"{drawn.file}.svg", drawn.svg)
     by_number = [picture for group in context["pictures"] for picture in group.rows]
     content = {f"{number:03d}": overlay.png for number, overlay in enumerate(report.overlays, start=1)}
     for picture in by_number:

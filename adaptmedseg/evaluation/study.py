@@ -63,8 +63,9 @@ def study_data(path: Path, split: str, fold: int | None) -> StudyData:
 class StudyNotes:
     """What a report says beside the scores; kept as study.json.
 
-    `gate_compared` and `gate_identical` count the cases of modalities outside the adapter's on which base and adapted
-    model were compared voxel by voxel.
+    `licences` are those of the models' weights, `asked` the cases asked for by data set, `seeds` those of trainings and
+    questions, `versions` the packages that scored. `gate_compared` and `gate_identical` count the cases of modalities
+    outside the adapter's on which base and adapted model were compared voxel by voxel.
     """
 
     methods: dict[str, str] = field(default_factory=dict)
@@ -73,6 +74,15 @@ class StudyNotes:
     gate_on: bool | None = None
     gate_compared: int = 0
     gate_identical: int = 0
+    licences: dict[str, str] = field(default_factory=dict)
+    asked: dict[str, list[str]] = field(default_factory=dict)
+    seeds: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def asked_cases(sources: Sequence[StudyData]) -> dict[str, list[str]]:
+    """Ids of the cases that were asked for, by data set, so that a report sees which have no score."""
+    return {source.dataset.name: [case.id for case in source.cases] for source in sources}
 
 
 def data_notes(sources: Sequence[StudyData]) -> dict[str, dict[str, str]]:
@@ -223,6 +233,13 @@ def save_study(out: Path, records: Sequence[Record], notes: StudyNotes, *, appen
         methods=old.methods | notes.methods,
         hashes=_joined(old.hashes, notes.hashes),
         data=old.data | notes.data,
+        licences=old.licences | notes.licences,
+        asked={
+            name: list(dict.fromkeys([*old.asked.get(name, ()), *notes.asked.get(name, ())]))
+            for name in (*old.asked, *notes.asked)
+        },
+        seeds=_joined(old.seeds, notes.seeds),
+        versions=_joined(old.versions, notes.versions),
         gate_on=notes.gate_on if notes.gate_on is not None else old.gate_on,
         gate_compared=old.gate_compared + notes.gate_compared,
         gate_identical=old.gate_identical + notes.gate_identical,

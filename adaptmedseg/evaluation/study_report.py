@@ -12,7 +12,7 @@ import torch
 
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.overlays import pick_cases
-from adaptmedseg.evaluation.page import ReportTable
+from adaptmedseg.evaluation.page import PageFigure, ReportTable
 from adaptmedseg.evaluation.records import Record, read_results
 from adaptmedseg.evaluation.report import (
     Command,
@@ -43,8 +43,16 @@ class ReportText:
     next_commands: Sequence[Command] = ()
     caveats: Sequence[str] = ()
     tables: Sequence[ReportTable] = ()
+    figures: Sequence[PageFigure] = ()
+    sentences: Sequence[str] = ()
+    configs: Mapping[str, str] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
     seed: int = 0
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of what computes scores."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()}
 
 
 def report_study(folder: Path, out: Path, text: ReportText) -> ReportPaths:
@@ -58,7 +66,7 @@ def report_study(folder: Path, out: Path, text: ReportText) -> ReportPaths:
             raise UserError(f"{folder}: has no scores of '{name}'; its methods are {', '.join(names)}")
     report = ReportInput(
         title=text.title,
-        verdict=_verdict(records, notes, base, adapted, text.goals),
+        verdict=[*text.sentences, *_verdict(records, notes, base, adapted, text.goals)],
         records=records,
         methods=[Method(name, name, notes.methods.get(name, "")) for name in names],
         comparisons=[(base, name) for name in names if name != base],
@@ -68,6 +76,8 @@ def report_study(folder: Path, out: Path, text: ReportText) -> ReportPaths:
         next_commands=text.next_commands,
         caveats=text.caveats,
         tables=text.tables,
+        figures=text.figures,
+        asked=notes.asked,
         seed=text.seed,
     )
     return write_report(out, report)
@@ -103,7 +113,8 @@ def _overlays(folder: Path, records: Sequence[Record], method: str) -> list[Over
     files = {}
     for entry in read_overlay_index(folder):
         record = Record(**entry["record"])
-        files[record.method, record.case_key, record.structure] = folder / OVERLAYS / entry["file"]
+        if (folder / OVERLAYS / entry["file"]).is_file():
+            files[record.method, record.case_key, record.structure] = folder / OVERLAYS / entry["file"]
     shown = [record for record in records if (record.method, record.case_key, record.structure) in files]
     return [
         Overlay(files[record.method, record.case_key, record.structure].read_bytes(), record, rank)
@@ -112,12 +123,14 @@ def _overlays(folder: Path, records: Sequence[Record], method: str) -> list[Over
 
 
 def _settings(notes: StudyNotes, text: ReportText) -> Settings:
-    configs = [f"# {label}\n{_config(path)}" for label, path in text.runs.items()]
+    given = text.configs | {label: _config(path) for label, path in text.runs.items()}
+    configs = [f"# {label}\n{config}" for label, config in given.items()]
     return Settings(
         config_yaml="\n".join(configs),
-        seeds={"report": text.seed},
+        seeds={"report": text.seed, **notes.seeds},
         hashes=notes.hashes,
-        versions={name: importlib.metadata.version(name) for name in PACKAGES} | {"python": platform.python_version()},
+        versions=notes.versions or package_versions(),
+        licences=notes.licences,
         hardware={
             "processor cores": str(os.cpu_count()),
             "graphics processor": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

@@ -13,6 +13,7 @@ import numpy as np
 
 from adaptmedseg.evaluation.bootstrap import bootstrap_interval
 from adaptmedseg.evaluation.records import Record
+from adaptmedseg.evaluation.significance import paired_p, patient_means, rank_biserial
 from adaptmedseg.inference.prompt_origin import is_oracle, question_of
 
 ALL_STRUCTURES = "all structures"
@@ -45,7 +46,11 @@ class Row:
 
 @dataclass(frozen=True)
 class PairedRow:
-    """Difference `adapted - base` of Dice over the cases that both methods scored, paired by case and structure."""
+    """Difference `adapted - base` of Dice over the cases that both methods scored, paired by case and structure.
+
+    `p` is that of Wilcoxon's signed-rank test over patients, not corrected for other rows, `effect` its rank-biserial
+    correlation.
+    """
 
     modality: str
     structure: str
@@ -61,6 +66,8 @@ class PairedRow:
     interval: tuple[float, float] | None
     better: int
     worse: int
+    p: float | None = None
+    effect: float | None = None
 
     @property
     def is_oracle(self) -> bool:
@@ -85,6 +92,11 @@ def check_records(records: Sequence[Record]) -> None:
         raise ValueError(f"{len(twice)} scores are there twice, first: {twice[0]}")
 
 
+def by_modality(record: Record) -> str:
+    """How tables group records unless told otherwise."""
+    return record.modality
+
+
 def dice_of(record: Record) -> float | None:
     """What tables average unless told otherwise."""
     return record.dice
@@ -95,18 +107,20 @@ def aggregate(
     method_order: Sequence[str] = (),
     seed: int = 0,
     value: Callable[[Record], float | None] = dice_of,
+    group: Callable[[Record], str] = by_modality,
 ) -> list[Row]:
     """Rows per modality × structure × method × prompt origin, then "all structures" of each modality, of `value`.
 
+    `group` may name other groups than modalities, such as data sets or sites; the rows hold them in `modality`.
     Modalities and structures keep the order in which the records name them, methods that of `method_order` (the
     rest follow). Every row draws from its own generator with `seed`, so no row depends on the others.
     """
     check_records(records)
-    structures = _structures_by_modality(records)
+    structures = _structures_by_group(records, group)
     groups: dict[tuple[str, str, str, str], list[Record]] = defaultdict(list)
     for record in records:
         for structure in (record.structure, ALL_STRUCTURES):
-            groups[record.modality, structure, record.method, record.prompt_origin].append(record)
+            groups[group(record), structure, record.method, record.prompt_origin].append(record)
     methods = list(dict.fromkeys([*method_order, *(record.method for record in records)]))
     modalities = list(structures)
 
@@ -118,10 +132,10 @@ def aggregate(
     return [_row(key, groups[key], seed, value) for key in sorted(groups, key=position)]
 
 
-def _structures_by_modality(records: Sequence[Record]) -> dict[str, list[str]]:
+def _structures_by_group(records: Sequence[Record], group: Callable[[Record], str]) -> dict[str, list[str]]:
     found: dict[str, dict[str, None]] = {}
     for record in records:
-        found.setdefault(record.modality, {})[record.structure] = None
+        found.setdefault(group(record), {})[record.structure] = None
     return {modality: list(structures) for modality, structures in found.items()}
 
 
@@ -168,7 +182,7 @@ def paired_differences(
     base: str,
     adapted: str,
     *,
-    group: Callable[[Record], str] = lambda record: record.modality,
+    group: Callable[[Record], str] = by_modality,
     seed: int = 0,
 ) -> list[PairedRow]:
     """Paired differences per modality (or per `group` of records) and structure, then over all its structures.
@@ -214,6 +228,7 @@ def _paired_row(
     seconds = [float(np.mean([value.second for value in values])) for values in cases.values()]
     patients = [values[0].patient for values in cases.values()]
     differences = [second - first for first, second in zip(firsts, seconds, strict=True)]
+    evidence = patient_means(differences, patients)
     return PairedRow(
         *key,
         *names,
@@ -225,6 +240,8 @@ def _paired_row(
         interval=bootstrap_interval(differences, patients, np.random.default_rng(seed)),
         better=sum(difference > 0 for difference in differences),
         worse=sum(difference < 0 for difference in differences),
+        p=paired_p(evidence),
+        effect=rank_biserial(evidence),
     )
 
 

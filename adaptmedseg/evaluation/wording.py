@@ -30,6 +30,23 @@ def change_interval(bounds: tuple[float, float] | None) -> str:
     return MISSING if bounds is None else f"{change(bounds[0])} to {change(bounds[1])}"
 
 
+def volume(value: float | None) -> str:
+    """A volume in ml."""
+    return "unknown ml" if value is None else f"{value:.1f} ml"
+
+
+def effect(value: float | None) -> str:
+    """A correlation or effect size with its sign."""
+    return MISSING if value is None else f"{value:+.2f}".replace("-", MINUS)
+
+
+def p_value(p: float | None) -> str:
+    """A p-value with two digits; below 0.001 not written out."""
+    if p is None:
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.2g}" if p < 0.1 else f"{p:.2f}"
+
+
 def origin(prompt_origin: str) -> str:
     """A prompt origin as the reader sees it: an oracle never goes without the word 'truth'."""
     if is_oracle(prompt_origin):

@@ -8,6 +8,7 @@ from typing import cast
 
 from pydantic import ValidationError
 
+from adaptmedseg.adapters.card import NOT_STATED
 from adaptmedseg.adapters.file import ADAPTER_FORMATS, load_adapter, read_card
 from adaptmedseg.checkpoints.foreign import own_format
 from adaptmedseg.checkpoints.sam import SAM_FORMAT
@@ -19,6 +20,7 @@ from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.segvol import SMALL, SegVol, Size3
 from adaptmedseg.models.unet import ReferenceUNet
+from adaptmedseg.training.about import base_licence
 
 BASE_HASH = "base weights"
 AnyModel = SegVol | AdaptedSegVol | ReferenceUNet
@@ -32,7 +34,8 @@ class LoadedModel:
     `hashes` what identifies it; `lineage` says in words how it came about; `zoom_in`, whether it is meant to look
     again by windows at full resolution, and `base_zoom_in`, whether its base was; `untrained`, in a sentence, what of
     it no training ever saw; `normalisation`, how it was taught to see intensities, and `base_normalisation`, how its
-    base was; `taught`, by modality, the rule of the last training that saw it.
+    base was; `taught`, by modality, the rule of the last training that saw it; `licence`, what its card states of the
+    weights.
     """
 
     model: AnyModel
@@ -48,6 +51,7 @@ class LoadedModel:
     base_normalisation: Normalisation = SEGVOL
     taught: Mapping[str, Normalisation] = field(default_factory=dict)
     base_zoom_in: bool = False
+    licence: str = NOT_STATED
 
     def normalisation_of(self, modality: str) -> Normalisation:
         """How images of a modality are normalised for it: as when it was taught, so that a model trained on by MRI sees
@@ -114,6 +118,7 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
         _untrained(name, card),
         recorded_normalisation(card.get("training")),
         taught=taught_normalisations(card),
+        licence=base_licence(card),
     )
 
 
@@ -184,6 +189,7 @@ def _load_adapted(path: Path, base_name: str | None) -> LoadedModel:
         base_normalisation=of_base,
         taught=taught_normalisations(base_card) | dict.fromkeys(model.modalities, own),
         base_zoom_in=base_zooms,
+        licence=card.licence,
     )  # fmt: skip
 
 

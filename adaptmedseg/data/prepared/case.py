@@ -16,6 +16,8 @@ from adaptmedseg.data.prepared.arrays import IMAGE, MASKS, Scale, Size, Slices, 
 from adaptmedseg.data.prepared.masks import Place, merge_masks, unpack_masks
 from adaptmedseg.errors import UserError
 
+UNKNOWN_SITE = "unknown"
+
 
 @dataclass(frozen=True, eq=False)
 class PreparedCase:

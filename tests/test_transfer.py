@@ -1,0 +1,400 @@
+"""Judging finished runs: effect sizes by hand, gaps, sites, learning curves, nnU-Net's results, damaged folders."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import rankdata
+from small_cases import MODALITY, call, small_folder
+
+from adaptmedseg.comparison.finished import Finished, FinishedRun, read_finished
+from adaptmedseg.comparison.job import Cost
+from adaptmedseg.comparison.judge import Scores, judge, ranked
+from adaptmedseg.comparison.outcome import mean_over_seeds
+from adaptmedseg.comparison.transfer import study_transfer
+from adaptmedseg.comparison.transfer_page import sentences, tables
+from adaptmedseg.data.prepared import PreparedDataset
+from adaptmedseg.data.volume import to_grid
+from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation.bland_altman import agreement_table, volume_agreement
+from adaptmedseg.evaluation.evaluate import dice
+from adaptmedseg.evaluation.gaps import find_gaps, gap_sentences, gap_tables
+from adaptmedseg.evaluation.nnunet import nnunet_records
+from adaptmedseg.evaluation.records import Record, read_results, write_results
+from adaptmedseg.evaluation.significance import patient_means, rank_biserial
+from adaptmedseg.evaluation.study import StudyData, StudyNotes, save_study
+
+COST = Cost(trained=10, file_bytes=1000, steps=5, minutes=0.5, peak_mib=100)
+
+
+def record(method: str, case: str, dice: float | None, dataset: str = "mri", **changes: object) -> Record:
+    modality = "CT" if dataset == "ct" else MODALITY
+    plain = Record(method, dataset, modality, case, case, "prostate", "text", dice, 10.0, 12.0)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+# Statistics -----------------------------------------------------------------------------
+
+
+def test_effect_by_hand() -> None:
+    assert rank_biserial([0.1, 0.2, -0.3]) == pytest.approx((1 + 2 - 3) / 6)
+    assert rank_biserial([0.1, 0.2, 0.0]) == 1.0
+    assert rank_biserial([0.0]) == 0.0
+    assert rank_biserial([]) is None
+
+
+@given(st.lists(st.integers(-9, 9), min_size=1, max_size=12))
+def test_effect_turns_with_its_sign_and_counts_ranks(values: list[int]) -> None:
+    effect = rank_biserial(values)
+    assert effect is not None
+    assert rank_biserial([-v for v in values]) == pytest.approx(-effect)
+    some = np.array([v for v in values if v])
+    ranks = rankdata(np.abs(some)) if len(some) else np.array([])
+    up, down = ranks[some > 0].sum(), ranks[some < 0].sum()
+    assert effect == pytest.approx((up - down) / (up + down) if len(some) else 0.0)
+
+
+def test_scans_of_one_patient_are_averaged() -> None:
+    assert patient_means([1.0, 3.0, 5.0], ["a", "a", "b"]) == [2.0, 5.0]
+
+
+def test_agreement_of_volumes_by_hand() -> None:
+    errors = (1.0, 2.0, 6.0)
+    records = [record("x", str(i), 0.5, volume_ml=12 + e, truth_volume_ml=12.0) for i, e in enumerate(errors)]
+    records.append(record("x", "empty", None, volume_ml=0.0, truth_volume_ml=0.0))
+    (found,) = volume_agreement(records, ["x"])
+    assert found.bias == pytest.approx(3.0)
+    assert found.limits == pytest.approx((3 - 1.96 * np.sqrt(7), 3 + 1.96 * np.sqrt(7)))
+    assert found.means == pytest.approx([12.5, 13.0, 15.0])
+    assert agreement_table([found], {}).rows[0][4:] == ["+3.0", "2.6", "−2.2 to +8.2", "3"]
+    assert volume_agreement(records[:2], ["x"])[0].limits is None
+
+
+# Gaps -----------------------------------------------------------------------------------
+
+
+def test_numbers_that_are_none_are_read_counted_and_told(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results(path, [record("x", "a", 0.5), record("x", "b", 0.7, extra={"hd95_mm": 3.5})])
+    path.write_text(path.read_text().replace("0.7", "NaN").replace("3.5", "Infinity"))
+    first, second = read_results(path)
+    assert first.not_numbers == []
+    assert (second.dice, second.extra["hd95_mm"], second.not_numbers) == (None, None, ["dice", "hd95_mm"])
+    (gap,) = find_gaps([first, second], {"mri": ["a", "b", "c"]})
+    assert (gap.scores, gap.missing, gap.both_empty, gap.not_numbers) == (2, ["c"], 0, ["b"])
+    told = " ".join(gap_sentences([gap]))
+    assert "x has no score of 1 case of mri: c." in told
+    assert "(NaN)" in told
+    assert gap_tables([gap])[0].rows == [["x", "mri", "2", "1", "0", "0", "1"]]
+
+
+def test_a_case_that_another_method_has_is_missing() -> None:
+    empty = record("y", "b", None, volume_ml=0.0, truth_volume_ml=0.0)
+    gaps = find_gaps([record("x", "a", 0.5), record("y", "a", 0.5), empty], {})
+    assert [(gap.method, gap.missing, gap.truth_empty, gap.both_empty) for gap in gaps] == [
+        ("x", ["b"], 0, 0),
+        ("y", [], 1, 1),
+    ]
+
+
+def test_means_over_seeds_keep_what_is_no_number() -> None:
+    flags = {"hd95_mm": None, "surface_elements": "voxels", "prediction_empty": True, "nsd": 0.2}
+    first = record("x", "a", 0.2, extra=flags)
+    second = record(
+        "x", "a", 0.4, volume_ml=None, extra=flags | {"hd95_mm": 4.0, "prediction_empty": False, "nsd": 0.4}
+    )
+    (mean,) = mean_over_seeds([[first], [second]])
+    assert (mean.dice, mean.volume_ml) == (pytest.approx(0.3), 10.0)
+    wanted = {"hd95_mm": 4.0, "surface_elements": "voxels", "prediction_empty": False, "nsd": pytest.approx(0.3)}
+    assert mean.extra == wanted
+
+
+# Judging --------------------------------------------------------------------------------
+
+
+def run(strategy: str, values: Sequence[float], seed: int | None = 0, **changes: object) -> FinishedRun:
+    """Scores of MRI cases; CT is 0.8, and 0.1 less for what was trained without a gate."""
+    old = 0.8 if seed is None or strategy == "gated" else 0.7
+    records = [record(strategy, str(i), value) for i, value in enumerate(values)]
+    records += [record(strategy, f"ct{i}", old + 0.01 * i, "ct") for i in range(4)]
+    plain = FinishedRun(strategy, records, seed, cost=None if seed is None else COST)
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+def finished(*more: FinishedRun) -> Finished:
+    low, high = [0.1] * 6, [0.3 + 0.1 * i for i in range(6)]
+    runs = [run("base", low, None), run("gated", high), run("gated", [v + 0.1 for v in high], 1), run("lora", high)]
+    return Finished(runs=[*runs, *more], new={"mri"}, old={"ct"})
+
+
+def test_judging_by_hand() -> None:
+    study = study_transfer(finished(), None, None)
+    assert (study.base, study.reference, study.best) == ("base", "base", "gated")
+    new = {item.row.method: item for item in study.sides if item.row.modality == "MRI, new"}
+    assert list(new) == ["base", "gated", "lora"] == ranked(study.scores, "base")
+    gated = new["gated"]
+    assert gated.row.mean == pytest.approx(0.6)  # means of seeds 0.55 and 0.65
+    assert (gated.seeds, gated.seed_sd) == (2, pytest.approx(0.1 / np.sqrt(2)))
+    assert gated.change is not None
+    assert gated.change.difference == pytest.approx(0.5)
+    assert (gated.change.better, gated.change.worse, gated.change.effect) == (6, 0, 1.0)
+    assert gated.p == pytest.approx(4 * 2 / 64)  # of four tests in the table this is among the smallest
+    assert new["base"].against is None
+    old = {item.row.method: item.change for item in study.sides if item.row.modality == "CT, old"}
+    assert old["gated"] is not None
+    assert old["lora"] is not None
+    assert (old["gated"].difference, old["lora"].difference) == (0.0, pytest.approx(-0.1))
+    told = " ".join(sentences(study, finished()))
+    assert "gated has the highest mean Dice of 3 strategies: 0.600" in told
+    assert "The same score as base on every old case: gated." in told
+    assert "Most is forgotten by lora: −0.100" in told
+
+
+def test_a_network_from_scratch_is_never_the_best_adaptation() -> None:
+    found = finished(run("unet", [0.95] * 6))
+    found.scratch.add("unet")
+    study = study_transfer(found, None, "unet")
+    assert study.best == "gated"
+    assert "Against unet, trained from scratch, gated is −0.350 apart on 10 cases" not in " ".join(
+        sentences(study, found)
+    )
+    assert any("Against unet" in sentence for sentence in sentences(study, found))
+
+
+def test_learning_curves_start_at_the_base() -> None:
+    few = [run("gated", [0.2 + 0.1 * n] * 6, patients=n) for n in (1, 2)]
+    study = study_transfer(finished(*few), None, None)
+    assert study.ticks == ["0", "1", "2", "all"]
+    assert list(study.curves["all new data"]) == ["gated"]
+    points = study.curves["all new data"]["gated"]
+    assert [p.mean for p in points] == pytest.approx([0.1, 0.3, 0.4, 0.6])
+    table = next(table for table in tables(study) if table.title == "Learning curves")
+    assert table.header == ("Data", "Strategy", "0", "1", "2", "all")
+    assert {row[0] for row in table.rows} == {"all new data", f"mri ({MODALITY})"}
+
+
+def test_sites_are_left_out_where_folds_are_sites() -> None:
+    runs = []
+    for fold, site in enumerate("AB"):
+        for name, value in (("base", 0.2), ("lora", 0.5 + 0.2 * fold)):
+            records = [record(name, f"{site}{i}", value + 0.01 * i, fold=fold, extra={"site": site}) for i in range(3)]
+            cost, seed = (None, None) if name == "base" else (COST, 0)
+            runs.append(FinishedRun(name, records, seed, fold=fold, cost=cost))
+    study = study_transfer(Finished(runs=runs, new={"mri"}), None, None)
+    means = {(item.row.method, item.row.modality): item.row.mean for item in study.sites}
+    assert means["lora", "A"] == pytest.approx(0.51)
+    assert means["lora", "B"] == pytest.approx(0.71)
+    assert study.left_out
+    assert any(table.title == "Leave one site out" for table in tables(study))
+    joined = [replace(r, fold=None) for r in runs]
+    assert not study_transfer(Finished(runs=joined, new={"mri"}), None, None).left_out
+
+
+def test_seeds_are_judged_by_their_own_means() -> None:
+    scores = Scores.of([run("x", [0.2, 0.4], 0), run("x", [0.4, 0.8], 1)])
+    (row,) = [
+        item for item in judge(scores, "x", "x", lambda r: r.dataset, structures=False) if item.row.modality == "mri"
+    ]
+    assert row.row.mean == pytest.approx(0.45)
+    assert row.seed_sd == pytest.approx(np.std([0.3, 0.6], ddof=1))
+
+
+# Folders --------------------------------------------------------------------------------
+
+
+def write_comparison(folder: Path, patients: int | None = None, **changes: object) -> Path:
+    """What `compare` leaves: a base, two seeds of a strategy and one that was not finished."""
+    terms = {
+        "new": {"nowhere/mri": "a"}, "old": {"nowhere/ct": "b"}, "base": "small", "base_hash": "c",
+        "budget": {"steps": 5, "minutes": None}, "fold": None, "patients": patients,
+    }  # fmt: skip
+    folder.mkdir(parents=True)
+    (folder / "comparison.json").write_text(json.dumps(terms | changes))
+    for one in finished().runs:
+        place = folder / one.strategy / f"seed{one.seed}" if one.seed is not None else folder / one.strategy
+        place.mkdir(parents=True)
+        config = "null" if one.seed is None else f"{{seed: {one.seed}, model: segvol, later: key}}"
+        (place / "job.yaml").write_text(f"name: {one.strategy}\nconfig: {config}\n")
+        write_results(place / "results.jsonl", one.records)
+        if one.cost is not None:
+            (place / "cost.json").write_text(one.cost.model_dump_json())
+    return folder
+
+
+def test_a_report_of_comparisons_with_gaps(tmp_path: Path) -> None:
+    whole = write_comparison(tmp_path / "runs" / "patients_all")
+    write_comparison(tmp_path / "runs" / "patients_2", 2)
+    (whole / "lora" / "seed0" / "results.jsonl").unlink()
+    broken = whole / "gated" / "seed0" / "results.jsonl"
+    lines = broken.read_text().splitlines()
+    broken.write_text("\n".join([lines[0].replace("0.3", "NaN"), *lines[2:]]) + "\n")
+    out = tmp_path / "out"
+    outcome = call("transfer", tmp_path / "runs", "--out", out)
+    assert outcome.code == 0, outcome
+    assert "gated has the highest mean Dice of 2 strategies" in outcome.out
+    assert "lora, seed 0 is left out" in outcome.out
+    page = (out / "report.html").read_text()
+    assert "lora, seed 0 is left out" in page
+    assert "holds no numbers (NaN) for 1 case of mri" in page
+    assert "Learning curves" in page
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    rows = list(csv.DictReader((out / "transfer.csv").open()))
+    gated = next(r for r in rows if (r["part"], r["group"], r["strategy"]) == ("side", "MRI, new", "gated"))
+    assert (gated["n"], float(gated["p_holm"]) > float(gated["p"])) == ("6", True)
+    assert call("transfer", tmp_path / "runs", "--out", out).code == 0  # its own report is replaced
+
+
+def edit_budget(folder: Path) -> list[str | Path]:
+    write_comparison(folder / "x")
+    write_comparison(folder / "y", budget={"steps": 6, "minutes": None})
+    return [folder]
+
+
+def damage(folder: Path) -> list[str | Path]:
+    (write_comparison(folder / "x") / "comparison.json").write_text("{")
+    return [folder / "x"]
+
+
+def twice(folder: Path) -> list[str | Path]:
+    for name in "ab":
+        save_study(folder / name, [record("x", "1", 0.5)], StudyNotes())
+    return [folder / "a", folder / "b"]
+
+
+def named(option: str) -> Callable[[Path], list[str | Path]]:
+    return lambda folder: [write_comparison(folder / "x"), option, "full"]
+
+
+BAD: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
+    "nothing there": (lambda folder: [folder], "holds neither a comparison nor an evaluation"),
+    "other terms": (edit_budget, "was compared on other terms than the first (its budget differs)"),
+    "damaged": (damage, "is damaged; remove the folder or leave it out"),
+    "one name twice": (twice, "'x' has scores elsewhere too"),
+    "reference": (named("--reference"), "--reference full: has no scores here; choose one of base, gated, lora"),
+    "base": (named("--base"), "--base full: has no scores here"),
+    "nnU-Net without truth": (
+        lambda folder: [write_comparison(folder / "x"), "--nnunet", f"nn={folder}"],
+        "name the prepared data that hold the truth with --data",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_sentence(tmp_path: Path, case: str) -> None:
+    make, says = BAD[case]
+    outcome = call("transfer", *make(tmp_path), "--out", tmp_path / "out")
+    assert outcome.code == 2, outcome
+    assert says in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+# nnU-Net --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> StudyData:
+    root = tmp_path_factory.mktemp("nnunet")
+    labels = ["--label", "1=prostate", "--label", "2=bladder"]
+    shares = ["--test-fraction", "0.5", "--val-fraction", "0"]
+    source = small_folder(root / "source", 4)
+    outcome = call("prepare", source, "--out", root / "set", "--modality", MODALITY, *labels, *shares)
+    assert outcome.code == 0, outcome
+    dataset = PreparedDataset.open(root / "set")
+    return StudyData(dataset, dataset.cases("test"))
+
+
+def write_predictions(folder: Path, data: StudyData, shift: int) -> None:
+    """The truth, moved by some voxels along the file's first axis."""
+    import nibabel as nib
+
+    folder.mkdir()
+    for case in data.cases:
+        labels = np.zeros([case.grid.shape[i] for i in (2, 1, 0)], np.uint8)
+        inside = tuple(slice(*side) for side in case.crop)
+        for value, name in ((1, "prostate"), (2, "bladder")):
+            labels[inside][case.mask(name)] = value
+        moved = np.roll(to_grid(labels, case.grid), shift, axis=0)
+        nib.save(nib.Nifti1Image(moved, case.grid.affine), folder / f"{case.id}.nii.gz")
+
+
+def test_predicted_masks_are_measured_on_the_scanner_s_grid(prepared: StudyData, tmp_path: Path) -> None:
+    write_predictions(tmp_path / "same", prepared, 0)
+    assert {r.dice for r in nnunet_records("nn", tmp_path / "same", [prepared])} == {1.0}
+    write_predictions(tmp_path / "moved", prepared, 1)
+    found = nnunet_records("nn", tmp_path / "moved", [prepared])
+    assert len(found) == 2 * len(prepared.cases)
+    for one in found:
+        case = next(c for c in prepared.cases if c.id == one.case)
+        truth = np.zeros([case.grid.shape[i] for i in (2, 1, 0)], bool)
+        truth[tuple(slice(*side) for side in case.crop)] = case.mask(one.structure)
+        moved = np.roll(to_grid(truth, case.grid), 1, axis=0)
+        assert one.dice == pytest.approx(dice(moved, to_grid(truth, case.grid)))
+        assert one.prompt_origin == "none"
+    next((tmp_path / "moved").glob("*.nii.gz")).unlink()  # a case without a mask is no failure, and told of
+    assert len(nnunet_records("nn", tmp_path / "moved", [prepared])) == len(found) - 2
+
+
+def test_a_summary_is_read_and_checked(prepared: StudyData, tmp_path: Path) -> None:
+    case = prepared.cases[0]
+    metrics = {"1": {"Dice": 0.75, "n_pred": 4, "n_ref": case.voxels["prostate"]}}
+    path = tmp_path / "summary.json"
+    path.write_text(json.dumps({"metric_per_case": [{"metrics": metrics, "prediction_file": f"x/{case.id}.nii.gz"}]}))
+    (one,) = nnunet_records("nn", path, [prepared])
+    assert (one.case, one.structure, one.dice) == (case.id, "prostate", 0.75)
+    assert one.volume_ml == pytest.approx(4 * case.grid.voxel_ml)
+    path.write_text(path.read_text().replace(f'"n_ref": {case.voxels["prostate"]}', '"n_ref": 3'))
+    with pytest.raises(UserError, match="it was evaluated against another truth"):
+        nnunet_records("nn", path, [prepared])
+    path.write_text("{}")
+    with pytest.raises(UserError, match="is no summary of nnU-Net"):
+        nnunet_records("nn", path, [prepared])
+
+
+def test_an_evaluation_and_nnunet_are_judged_together(prepared: StudyData, tmp_path: Path) -> None:
+    write_predictions(tmp_path / "nn", prepared, 2)
+    name = prepared.dataset.name
+    records = [
+        replace(one, method=method, prompt_origin="text", dice=value)
+        for one in nnunet_records("x", tmp_path / "nn", [prepared])
+        for method, value in (("base", 0.1), ("lora", 0.9))
+    ]
+    save_study(tmp_path / "study", records, StudyNotes(asked={name: ["never scored"]}))
+    given = ["--nnunet", f"nnU-Net={tmp_path / 'nn'}", "--data", prepared.dataset.folder]
+    outcome = call("transfer", tmp_path / "study", *given, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome
+    assert "Against nnU-Net, trained from scratch, lora is +" in outcome.out
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "nnU-Net's own results, read from nn" in page
+
+
+def test_runs_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    found = read_finished([write_comparison(tmp_path / "x")])
+    assert found.strategies == ["base", "gated", "lora"]
+    assert [(r.strategy, r.seed) for r in found.runs] == [("base", None), ("gated", 0), ("gated", 1), ("lora", 0)]
+    assert (found.new, found.old) == ({"mri"}, {"ct"})
+    assert "nowhere/mri" in found.problems[0]
+
+
+def test_several_evaluations_make_one_report(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        scores = [record(name, case, 0.5) for case in "abc"]
+        save_study(
+            tmp_path / name, scores, StudyNotes(licences={name: f"terms of {name}"}, asked={"mri": list("abcd")})
+        )
+    outcome = call("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both")
+    assert outcome.code == 0, outcome
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert all(word in page for word in ("terms of one", "terms of two", "two has no score of 1 case of mri: d."))
+    again = call("report", tmp_path / "one", tmp_path / "both", "--out", tmp_path / "new")
+    assert (again.code, "'one' was scored in" in again.err) == (2, True)
+    assert call("report", tmp_path / "one", tmp_path / "two").code == 2
