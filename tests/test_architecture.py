@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms"},
     "doctor": {*FILES, "data", "training", "inference", "evaluation"},
     "launch": {"data", "training"},
+    "view": {*FILES, "data", "inference"},
     "train": {"cli"},  # what a launcher of several processes runs
     "cli": {
         *FILES,
@@ -46,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
         "doctor",
         "comparison",
         "launch",
+        "view",
     },
 }
 OWNERS = {
@@ -155,6 +157,7 @@ def test_every_package_is_installed() -> None:
     folders = {path.parent for path in (ROOT / "adaptmedseg").rglob("*.py")} | {
         ROOT / "adaptmedseg/evaluation/templates",
         ROOT / "adaptmedseg/doctor/templates",
+        ROOT / "adaptmedseg/view/page",
     }
     inside = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     for top in ("preprocessing", "configs"):

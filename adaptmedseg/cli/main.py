@@ -76,6 +76,7 @@ def _register() -> None:
         submit,
         tokens,
         train,
+        view,
         weights,
     )
 
@@ -92,6 +93,7 @@ def _register() -> None:
         evaluate_slices.evaluate_slices,
         calibrate.calibrate,
         predict.predict,
+        view.view,
         shifts.shifts,
         evaluate.report,
         compare.compare,
