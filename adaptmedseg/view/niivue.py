@@ -16,7 +16,7 @@ from adaptmedseg.errors import UserError
 PACKAGE = "ipyniivue"
 REMEDY = "pip install 'adaptmedseg[view]'"
 # The widget says that it makes a NiiVue, and then makes one: "... = new CLASS(options)".
-_MADE = re.compile(r'"Creating new Niivue instance"\);[^;]{0,200}?=new ([A-Za-z_$][\w$]*)\(')
+_MADE = re.compile(r'"Creating new Niivue instance"\);.{0,200}?=new ([A-Za-z_$][\w$]*)\(')
 
 
 def niivue_module() -> bytes:

@@ -87,6 +87,7 @@ class VolumeScene:
         volume, loaded = self.predictor.volume, self.predictor.loaded
         canonical = volume.grid.canonical()
         reference = self._reference
+        shown = set() if reference is None else set(reference.names.values())
         return {
             "name": self.name,
             "kind": "volume",
@@ -96,7 +97,7 @@ class VolumeScene:
             "spacing": list(volume.spacing[::-1]),
             "to_file": np.rint(np.linalg.inv(volume.grid.affine) @ canonical.affine).tolist(),
             "to_world": canonical.affine.tolist(),
-            "structures": loaded.structures,
+            "structures": sorted(loaded.structures, key=lambda name: name not in shown),
             "named": True,
             "zoom": loaded.zooms(self.modality),
             "window": [float(value) for value in np.percentile(volume.data, PERCENTILES)],

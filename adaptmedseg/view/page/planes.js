@@ -31,8 +31,8 @@ export class Planes {
     this.nv = new Niivue({
       backColor: [0.06, 0.06, 0.06, 1],
       crosshairColor: [0.9, 0.75, 0.2, 0.6],
-      crosshairWidth: 1,
-      crosshairGap: 12,
+      crosshairWidth: 0.3,
+      crosshairWidthUnit: "percent",
       dragAndDropEnabled: false,
       isRadiologicalConvention: facts.kind === "volume",
       isResizeCanvas: true,
