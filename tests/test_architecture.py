@@ -33,6 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms"},
     "doctor": {*FILES, "data", "training", "inference", "evaluation"},
     "launch": {"data", "training"},
+    "reproduction": {*FILES, "data", "training", "inference", "evaluation"},
     "view": {*FILES, "data", "inference"},
     "train": {"cli"},  # what a launcher of several processes runs
     "cli": {
@@ -47,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
         "doctor",
         "comparison",
         "launch",
+        "reproduction",
         "view",
     },
 }

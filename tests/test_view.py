@@ -181,7 +181,9 @@ def test_the_top_row_of_a_picture_is_shown_on_top() -> None:
 
 
 def test_the_class_is_found_in_the_script_or_the_release_is_refused() -> None:
-    script = 'x;console.log("Creating new Niivue instance");let B=A.get("o")??{},C=f(B);v=new $t2(C)}export{w as default}'
+    script = (
+        'x;console.log("Creating new Niivue instance");let B=A.get("o")??{},C=f(B);v=new $t2(C)}export{w as default}'
+    )
     assert with_class(script).endswith("export { $t2 as Niivue };\n")
     with pytest.raises(ValueError, match="0 classes"):
         with_class("export {}")
@@ -229,8 +231,9 @@ def test_a_click_lands_on_what_was_seen(server: ViewServer, scene: VolumeScene, 
             steps += 1
         assert steps == BLOB[2].start
         rows, columns = np.nonzero(bright)
-        y, x = rows[len(rows) // 2] + 400, np.median(columns[rows == rows[len(rows) // 2]])
-        browser.click(float(x), float(y))
+        middle = rows[len(rows) // 2]
+        y, x = float(middle + 400), float(np.median(columns[rows == middle]))
+        browser.click(x, y)
         browser.wait_for(settled)
         browser.wait_for("document.querySelectorAll('#list .positive').length === 1")
         point = asked[-1]["prompts"][0]["points"][0]["position"]
@@ -244,5 +247,7 @@ def test_a_click_lands_on_what_was_seen(server: ViewServer, scene: VolumeScene, 
         low, high = np.sort([box["min"], box["max"]], axis=0)
         assert (low <= np.array(point)).all()
         assert (high >= np.array(point)).all()
-        assert not [address for address in browser.addresses() if not address.startswith((server.url, "data:", "blob:"))]
+        assert not [
+            address for address in browser.addresses() if not address.startswith((server.url, "data:", "blob:"))
+        ]
         assert not browser.complaints()

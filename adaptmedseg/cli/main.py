@@ -71,6 +71,7 @@ def _register() -> None:
         leaks,
         predict,
         prepare,
+        reproduce,
         shifts,
         slices,
         submit,
@@ -101,6 +102,7 @@ def _register() -> None:
     ]
     for command in commands:
         app.command()(command)
+    app.command(name="reproduce")(reproduce.reproduce_command)
     for command in (tokens.tokens, tokens.probe):
         adapters.app.command()(command)
     app.add_typer(adapters.app, name="adapters")
