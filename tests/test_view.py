@@ -205,7 +205,7 @@ def test_a_reference_of_another_grid_is_refused(scene: VolumeScene, scan: Path, 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 def test_a_click_lands_on_what_was_seen(server: ViewServer, scene: VolumeScene, tmp_path: Path) -> None:
-    """The blob is found in a screenshot by its brightness alone and clicked: the point is the blob's, in file voxels."""
+    """The blob is found in a screenshot by its brightness alone, and the click is one on it, in file voxels."""
     asked: list[dict[str, Any]] = []
     answer = scene.ask
 

@@ -17,7 +17,7 @@ LIST = "list"
 
 def reproduce_command(
     name: Annotated[str, typer.Argument(help="A published table, or 'list' for what there is and what each needs.")],
-    data: Annotated[list[Path], typer.Option(help="Prepared data, or GROUP=DIR; repeat it for several.")] = [],  # noqa: B006
+    data: Annotated[list[str], typer.Option(help="Prepared data, or GROUP=DIR; repeat it for several.")] = [],  # noqa: B006
     weights: Annotated[list[str], typer.Option(help="Model file or run folder, or ROW=FILE; repeat it.")] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Folder for receipt.json, receipt.md and the scores.")] = None,
     base: Annotated[str | None, typer.Option(help="Base of adapters, where its file has moved.")] = None,
@@ -43,7 +43,7 @@ def reproduce_command(
     if out is not None:
         check_free(out)
     request = Request(
-        [(group, Path(path)) for group, path in map(_named, map(str, data))], list(map(_named, weights)), base, seed
+        [(group, Path(path)) for group, path in map(_named, data)], list(map(_named, weights)), base, seed
     )
     with bar("scoring") as progress:
         receipt, records = reproduce(chosen, request, pick_device(device), progress)

@@ -14,6 +14,7 @@ from adaptmedseg.evaluation.tables import Row
 from adaptmedseg.reproduction.recipes import Recipe
 
 Status = Literal["agrees", "differs", "no interval", "missing", "not comparable", "not ours"]
+Place = tuple[str, str, str, str]
 RECEIPT, PAGE = "receipt.json", "receipt.md"
 
 
@@ -39,14 +40,13 @@ class Line:
 
     @classmethod
     def without(
-        cls, place: tuple[str, str, str, str], published: float, status: Literal["missing", "not comparable", "not ours"],
-        reason: str = "",
-    ) -> Line:  # fmt: skip
+        cls, place: Place, published: float, status: Literal["missing", "not comparable", "not ours"], reason: str = ""
+    ) -> Line:
         """A figure that has none of ours beside it; `place` is method, group, structure and measure."""
         return cls(*place, published, status, reason)
 
     @classmethod
-    def beside(cls, place: tuple[str, str, str, str], published: float, row: Row, scale: float) -> Line:
+    def beside(cls, place: Place, published: float, row: Row, scale: float) -> Line:
         """A figure with ours beside it. ValueError where nothing was scored."""
         if row.mean is None:
             raise ValueError("no score, so no figure")
@@ -127,14 +127,15 @@ class Receipt:
         recipe = self.recipe
         parts = [
             f"# {recipe.title}",
-            f"Published: {recipe.source}. Ours: asked by '{recipe.ask}', mean over cases with a 95 % bootstrap interval "
-            "over patients.",
+            f"Published: {recipe.source}. Ours: asked by '{recipe.ask}', mean over cases with a 95 % bootstrap "
+            "interval over patients.",
             _table(self.lines),
             *_listed("Missing", self.missing),
             *_listed("What the source leaves open", recipe.unknown),
             *_listed("Data", [_of_set(facts) for facts in self.sets]),
             *_listed("Models", [_of_model(facts) for facts in self.models]),
-            f"Code: adaptmedseg {adaptmedseg.__version__}, SHA-256 of its sources {self.code}; bootstrap seed {self.seed}; "
+            f"Code: adaptmedseg {adaptmedseg.__version__}, SHA-256 of its sources {self.code}; "
+            f"bootstrap seed {self.seed}; "
             + ", ".join(f"{name} {version}" for name, version in self.versions.items() if name != "adaptmedseg")
             + ".",
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -115,8 +115,8 @@ def _row_of(recipe: Recipe, model: GivenModel, file: str) -> str:
     fitting = [name for name in recipe.ours if recipe.models[name].kind == model.kind]
     if len(fitting) != 1:
         raise UserError(
-            f"--weights {file}: fits {'several rows' if fitting else 'no row'} of {recipe.name}; say which is meant with "
-            f"ROW=FILE, one of {', '.join(recipe.ours)}"
+            f"--weights {file}: fits {'several rows' if fitting else 'no row'} of {recipe.name}; say which is meant "
+            f"with ROW=FILE, one of {', '.join(recipe.ours)}"
         )
     return fitting[0]
 
@@ -187,7 +187,7 @@ def _name(found: _Found, structure: str) -> str:
     return found.evaluator.structure(structure)
 
 
-def _value(measure: str):  # type: ignore[no-untyped-def]
+def _value(measure: str) -> Callable[[Record], float | None]:
     """What of a record a measure is."""
     if measure == "dice":
         return lambda record: record.dice
