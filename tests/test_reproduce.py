@@ -10,7 +10,6 @@ import torch
 from adapter_cases import adapted, one_kind
 from small_cases import MODALITY, call, small_folder
 
-from adaptmedseg.adapters.card import About
 from adaptmedseg.adapters.file import save_adapter
 from adaptmedseg.checkpoints.store import save_base
 from adaptmedseg.evaluation.records import read_results
@@ -32,7 +31,7 @@ def prepared(tmp_path: Path) -> Path:
     source = small_folder(tmp_path / "source", 4)
     out = tmp_path / "prepared"
     prepare_folder(
-        source, out, name="small", modality=MODALITY, labels={"prostate": [1]}, test_fraction=0.75, val_fraction=0.0
+        source, out, name="small", modality=MODALITY, labels={1: "prostate", 2: "background"}, test_fraction=0.75, val_fraction=0.0
     )  # fmt: skip
     return out
 
@@ -184,7 +183,7 @@ def test_models_find_their_row(tiny_base: SegVol, base: Path, tmp_path: Path) ->
     for kind, config in (("lora", one_kind("lora")), ("priors", priors), ("other", one_kind("med_sa"))):
         path = tmp_path / f"{kind}.safetensors"
         torch.manual_seed(0)
-        save_adapter(path, adapted(tiny_base, config), str(base), About(), {})
+        save_adapter(path, adapted(tiny_base, config), str(base), {})
         assert kind_of(str(path), load_model(str(path))) == kind
 
 
