@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from adapter_cases import adapted, one_kind
+from adaptmedseg.preprocessing.folder import prepare_folder
 from small_cases import MODALITY, call, small_folder
 
 from adaptmedseg.adapters.file import save_adapter
@@ -17,7 +18,6 @@ from adaptmedseg.evaluation.tables import Row
 from adaptmedseg.inference.loading import load_model
 from adaptmedseg.models.adapter_config import AdapterConfig, PriorsConfig
 from adaptmedseg.models.segvol import SegVol
-from adaptmedseg.preprocessing.folder import prepare_folder
 from adaptmedseg.reproduction.receipt import Line, code_fingerprint, fingerprint
 from adaptmedseg.reproduction.recipes import ALL, recipe, recipe_names
 from adaptmedseg.reproduction.volumes import kind_of
@@ -30,8 +30,9 @@ def prepared(tmp_path: Path) -> Path:
     """Four MRI cases that annotate the prostate: one to learn from, three to test on."""
     source = small_folder(tmp_path / "source", 4)
     out = tmp_path / "prepared"
+    labels = {1: "prostate", 2: "background"}
     prepare_folder(
-        source, out, name="small", modality=MODALITY, labels={1: "prostate", 2: "background"}, test_fraction=0.75, val_fraction=0.0
+        source, out, name="small", modality=MODALITY, labels=labels, test_fraction=0.75, val_fraction=0.0
     )  # fmt: skip
     return out
 
@@ -136,6 +137,7 @@ def test_structures_that_data_lack_are_named(prepared: Path, base: Path, tmp_pat
     lines = {(line["group"], line["structure"]): line for line in receipt["lines"] if line["method"] == "SegVol"}
     assert lines["MRI", "prostate"]["ours"] is not None
     assert lines["MRI", "postcava"]["reason"] == "data of MRI in which inferior vena cava is annotated"
+    assert lines["CT", "colon cancer"]["reason"].startswith("data of CT")
     assert lines["CT", "liver"]["reason"].startswith("data of CT")
     assert lines["CT + MRI", ALL]["ours"] is None
 

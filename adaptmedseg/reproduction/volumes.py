@@ -59,7 +59,10 @@ class VolumeEvaluator:
         return given
 
     def structure(self, name: str) -> str:
-        return find_structure(name).name
+        try:
+            return find_structure(name).name
+        except UserError:  # a name that a data set brings itself
+            return name
 
     def score(
         self,
