@@ -9,18 +9,28 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
+from adaptmedseg.preprocessing.folder import prepare_folder
 from browser import CHROMIUM, Browser
+from small_cases import MODALITY, call, small_folder
 
-from adaptmedseg.cli.view import reference_of
+from adaptmedseg.cli.view import prepared_case, reference_of
+from adaptmedseg.data.normalise import crop_slices
+from adaptmedseg.data.pictures.write import write_png
+from adaptmedseg.data.prepared import whole_labels
 from adaptmedseg.data.shown import shown_colours, shown_image
-from adaptmedseg.data.volume import read_image
+from adaptmedseg.data.volume import read_image, read_labels
 from adaptmedseg.errors import UserError
+from adaptmedseg.inference.pictures import PicturePredictor
 from adaptmedseg.inference.predictor import Predictor
+from adaptmedseg.models.prompts import StructurePrompt
 from adaptmedseg.view.niivue import niivue_module, with_class
+from adaptmedseg.view.picture_scene import PictureScene
 from adaptmedseg.view.scene import VolumeScene
 from adaptmedseg.view.server import ViewServer
 
@@ -50,7 +60,7 @@ def scan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def scene(scan: Path) -> VolumeScene:
     predictor = Predictor.load("small", device="cpu")
     predictor.set_image(scan, "CT")
-    return VolumeScene(predictor, scan.name, "CT")
+    return VolumeScene(predictor, "scan", "CT")
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +171,7 @@ def test_an_answer_is_the_predictors_and_is_saved_on_the_scans_grid(
     saved, image = nib.load(path), nib.load(scan)
     assert saved.shape == image.shape
     assert np.allclose(saved.affine, image.affine)
-    assert path.name == "scan.nii.gz_prostate.nii.gz" or path.name == "scan_prostate.nii.gz"
+    assert path.name == "scan_prostate.nii.gz"
 
 
 def test_shown_voxels_are_the_canonical_ones(scan: Path) -> None:
@@ -201,6 +211,81 @@ def test_a_reference_of_another_grid_is_refused(scene: VolumeScene, scan: Path, 
     assert reference.names == {1: "label 1"}
     with pytest.raises(UserError, match="lies on another grid"):
         reference_of(tmp_path / "moved.nii.gz", scene.predictor)
+
+
+def test_the_command_prints_the_address_and_ends_by_ctrl_c(scan: Path) -> None:
+    with mock.patch.object(ViewServer, "serve_forever", side_effect=KeyboardInterrupt):
+        outcome = call("view", scan, "--modality", "CT", "--no-open")
+    assert outcome.code == 0
+    assert outcome.out.startswith("http://127.0.0.1:")
+    assert "Traceback" not in outcome.err
+
+
+def test_a_prepared_case_is_shown_with_its_truth_on_the_whole_grid(tmp_path: Path) -> None:
+    source = small_folder(tmp_path / "source", 2)
+    labels = {1: "prostate", 2: "bladder"}
+    dataset = prepare_folder(
+        source,
+        tmp_path / "prepared",
+        name="small",
+        modality=MODALITY,
+        labels=labels,
+        test_fraction=1.0,
+        val_fraction=0.0,
+    )
+    case = prepared_case(dataset, "case_1")
+    predictor = Predictor.load("small", device="cpu")
+    predictor.set_case(case)
+    whole = read_image(source / "images" / "case_1.nii.gz")
+    assert predictor.volume.data.shape == whole.data.shape
+    inside = crop_slices(case.crop)
+    assert np.array_equal(predictor.volume.data[inside], whole.data[inside])
+    labels_found, names = whole_labels(case)
+    assert names == labels
+    truth = read_labels(source / "labels" / "case_1.nii.gz").data
+    assert np.array_equal(labels_found[inside], truth[inside])
+    by_name = predictor.predict(["prostate"], zoom=False).masks["prostate"]
+    assert not np.delete(by_name, range(inside[0].start, inside[0].stop), axis=0).any()
+    with pytest.raises(UserError, match="has no case 'nobody'; it has case_0, case_1"):
+        prepared_case(dataset, "nobody")
+
+
+def test_a_pictures_prompts_are_pixels_from_its_top(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (30, 40, 3)).astype(np.uint8)
+    write_png(tmp_path / "photo.png", colours)
+    predictor = PicturePredictor.load("fresh:sam-small", device="cpu")
+    predictor.set_image(tmp_path / "photo.png")
+    scene = PictureScene(predictor, tmp_path / "photo.png")
+    matrix = np.array(scene.facts()["to_file"])
+    assert (matrix @ [3, 29, 0, 1]).tolist() == [3, 0, 0, 1]
+    document = {"version": 1, "space": "voxel", "prompts": [
+        {"structure": "object", "text": False, "box": {"min": [5, 4], "max": [20, 15]}}
+    ]}  # fmt: skip
+    reply = scene.ask(document, None)
+    box = StructurePrompt("object", False, box=torch.tensor([[4.0, 5.0], [15.0, 20.0]]))
+    assert np.array_equal(reply.mask[::-1], predictor.predict([box])[0].mask)
+    assert scene.save().name == "photo_mask.png"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["scan.nii.gz"], "--modality is missing"),
+        (["photo.png", "--modality", "CT"], "is for volumes"),
+        (["case", "--data", "nowhere"], "no prepared data set"),
+        (["nowhere.nii.gz", "--modality", "CT"], "does not exist"),
+        (["photo.png", "--model", "small"], "is one of volumes"),
+    ],
+)
+def test_bad_calls_get_one_sentence(
+    arguments: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_png(tmp_path / "photo.png", np.zeros((4, 4, 3), np.uint8))
+    outcome = call("view", *arguments, "--no-open")
+    assert outcome.code == 2
+    assert words in outcome.err
+    assert outcome.err.count("\n") == 1
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -10,7 +10,7 @@ import typer
 from adaptmedseg.cli.common import Device, console
 from adaptmedseg.data.prepared import PreparedCase, PreparedDataset, whole_labels
 from adaptmedseg.data.registry import modality as find_modality
-from adaptmedseg.data.volume import read_labels
+from adaptmedseg.data.volume import read_labels, volume_stem
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.picture_cases import holds_pictures
 from adaptmedseg.inference.pictures import PicturePredictor
@@ -102,7 +102,7 @@ def _volume(
         truth = Reference(*whole_labels(prepared), "the data set")
         kind, name = prepared.modality, prepared.id
     else:
-        kind, name, truth = find_modality(str(modality)).name, Path(case).name, None
+        kind, name, truth = find_modality(str(modality)).name, volume_stem(Path(case)), None
         predictor.set_image(case, kind, channel, series)
     return VolumeScene(predictor, name, kind, truth if mask is None else reference_of(mask, predictor))
 
