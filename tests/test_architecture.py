@@ -33,6 +33,8 @@ ALLOWED: dict[str, set[str]] = {
     "bench": {*FILES, "data", "training", "inference", "evaluation", "preprocessing", "phantoms"},
     "doctor": {*FILES, "data", "training", "inference", "evaluation"},
     "launch": {"data", "training"},
+    "reproduction": {*FILES, "data", "training", "inference", "evaluation"},
+    "view": {*FILES, "data", "inference"},
     "train": {"cli"},  # what a launcher of several processes runs
     "cli": {
         *FILES,
@@ -46,6 +48,8 @@ ALLOWED: dict[str, set[str]] = {
         "doctor",
         "comparison",
         "launch",
+        "reproduction",
+        "view",
     },
 }
 OWNERS = {
@@ -155,6 +159,7 @@ def test_every_package_is_installed() -> None:
     folders = {path.parent for path in (ROOT / "adaptmedseg").rglob("*.py")} | {
         ROOT / "adaptmedseg/evaluation/templates",
         ROOT / "adaptmedseg/doctor/templates",
+        ROOT / "adaptmedseg/view/page",
     }
     inside = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     for top in ("preprocessing", "configs"):

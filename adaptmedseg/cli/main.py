@@ -71,12 +71,14 @@ def _register() -> None:
         leaks,
         predict,
         prepare,
+        reproduce,
         shifts,
         slices,
         submit,
         tokens,
         train,
         transfer,
+        view,
         weights,
     )
 
@@ -93,6 +95,7 @@ def _register() -> None:
         evaluate_slices.evaluate_slices,
         calibrate.calibrate,
         predict.predict,
+        view.view,
         shifts.shifts,
         evaluate.report,
         compare.compare,
@@ -101,6 +104,7 @@ def _register() -> None:
     ]
     for command in commands:
         app.command()(command)
+    app.command(name="reproduce")(reproduce.reproduce_command)
     for command in (tokens.tokens, tokens.probe):
         adapters.app.command()(command)
     app.add_typer(adapters.app, name="adapters")

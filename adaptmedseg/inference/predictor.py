@@ -11,6 +11,7 @@ from typing import cast
 import torch
 
 from adaptmedseg.data.normalise import Crop, crop_slices, normalised_crop
+from adaptmedseg.data.prepared import PreparedCase, whole_volume
 from adaptmedseg.data.registry import modality as find_modality
 from adaptmedseg.data.registry import normalise_name, structure
 from adaptmedseg.data.volume import Volume, read_image
@@ -136,6 +137,19 @@ class Predictor:
         self.timings = {"read": read - started, "normalise": time.perf_counter() - read}
         self.segmenter.set_crop(inside, name)
         self._volume, self._modality, self._crop = volume, name, crop
+
+    def set_case(self, case: PreparedCase) -> None:
+        """Encode the image of a prepared case, with the statistics that it was prepared with.
+
+        What the prepared set left out round the crop is filled with the crop's darkest value.
+        """
+        self._volume = None
+        started = time.perf_counter()
+        volume = whole_volume(case)
+        inside = case.image(self.loaded.normalisation_of(case.modality))
+        self.timings = {"read": time.perf_counter() - started, "normalise": 0.0}
+        self.segmenter.set_crop(inside, case.modality)
+        self._volume, self._modality, self._crop = volume, case.modality, case.crop
 
     def predict(
         self,

@@ -1,0 +1,1 @@
+"""A local page to look at a case and to ask a model by clicks and boxes."""
