@@ -1,6 +1,7 @@
 """`adaptmedseg view`: a local page to look at a case and to ask a model by clicks and boxes."""
 
 import webbrowser
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -65,7 +66,7 @@ def view(
             console.print("closed", style="dim")
 
 
-def _picture(path: Path, model: str, given: dict[str, object], device: str) -> PictureScene:
+def _picture(path: Path, model: str, given: Mapping[str, object], device: str) -> PictureScene:
     if path.is_dir():
         raise UserError(f"{path}: is a folder of pictures; name one of them")
     for option, value in given.items():
