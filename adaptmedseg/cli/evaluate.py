@@ -95,13 +95,13 @@ def evaluate(
     if study is not None:
         records = run_prompt_study(methods, sources, chosen, wanted, measures)
         check_any(records, data)
-        save_study(out, records, study_notes(methods, sources, seed), append=append)
+        save_study(out, records, study_notes(methods, sources, seed, wanted), append=append)
         write_prompt_study(out, study, records, [method.name for method in methods], seed)
         return
     with bar("evaluating") as progress:
         records, masks = run_study(methods, sources, chosen, structures=wanted, measures=measures, progress=progress)
     check_any(records, data)
-    notes = study_notes(methods, sources, seed)
+    notes = study_notes(methods, sources, seed, wanted)
     compare_gated(records, masks, methods, methods[-1], notes)
     draw_overlays(out, records, masks, methods[-1].name, sources)
     save_study(out, records, notes, append=append)  # the scores come last: a folder with scores is complete
@@ -178,14 +178,16 @@ def wanted_structures(names: str | None, sources: list[StudyData]) -> list[str] 
     return wanted
 
 
-def study_notes(methods: list[StudyMethod], sources: list[StudyData], seed: int) -> StudyNotes:
-    """What a report says of models and data; `seed` is that of the questions."""
+def study_notes(
+    methods: list[StudyMethod], sources: list[StudyData], seed: int, structures: list[str] | None = None
+) -> StudyNotes:
+    """What a report says of models and data; `seed` is that of the questions, `structures` were asked for."""
     return StudyNotes(
         methods={method.name: method.description for method in methods},
         hashes={f"{method.name}, {what}": value for method in methods for what, value in method.loaded.hashes.items()},
         data=data_notes(sources),
         licences={method.name: method.loaded.licence for method in methods},
-        asked=asked_cases(sources),
+        asked=asked_cases(sources, structures),
         seeds={"questions": str(seed)},
         versions=package_versions(),
     )

@@ -12,8 +12,8 @@ from adaptmedseg.comparison.table import StrategyRow, Summary, by_structure
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.evaluation.page import ReportTable
 from adaptmedseg.evaluation.report import ReportPaths
-from adaptmedseg.evaluation.study import RESULTS, StudyNotes, data_notes, save_study
-from adaptmedseg.evaluation.study_report import ReportText, report_study
+from adaptmedseg.evaluation.study import RESULTS, StudyNotes, asked_cases, data_notes, save_study
+from adaptmedseg.evaluation.study_report import ReportText, package_versions, report_study
 from adaptmedseg.evaluation.wording import MISSING, change, change_interval, count, interval, listing, score
 
 HEADER = [
@@ -115,7 +115,14 @@ def write_comparison(
     write_atomic(out / "table.csv", table_csv(rows))
     folder = out / REPORT
     (folder / RESULTS).unlink(missing_ok=True)  # scores of an earlier call, these among them
-    study = StudyNotes(methods={o.name: _described(o) for o in outcomes}, data=data_notes([*plan.new, *plan.old]))
+    sources = [*plan.new, *plan.old]
+    study = StudyNotes(
+        methods={o.name: _described(o) for o in outcomes},
+        hashes={"base weights": plan.terms.base_hash},
+        data=data_notes(sources),
+        asked=asked_cases(sources, [name for question in plan.questions for name in question.structures]),
+        versions=package_versions(),
+    )
     save_study(folder, [record for outcome in outcomes for record in outcome.records], study)
     tables = [
         ReportTable("Strategies", HEADER, table, " ".join(notes)),

@@ -80,9 +80,17 @@ class StudyNotes:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-def asked_cases(sources: Sequence[StudyData]) -> dict[str, list[str]]:
-    """Ids of the cases that were asked for, by data set, so that a report sees which have no score."""
-    return {source.dataset.name: [case.id for case in source.cases] for source in sources}
+def asked_cases(sources: Sequence[StudyData], structures: Sequence[str] | None = None) -> dict[str, list[str]]:
+    """Ids of the cases that were asked for, by data set, so that a report sees which have no score: those that annotate
+    one of the structures, or anything."""
+    return {
+        source.dataset.name: [
+            case.id
+            for case in source.cases
+            if case.annotated and (structures is None or set(structures) & set(case.annotated))
+        ]
+        for source in sources
+    }
 
 
 def data_notes(sources: Sequence[StudyData]) -> dict[str, dict[str, str]]:
