@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adaptmedseg.bench.metrics import SPACING_MM, bumpy_pairs
+from adaptmedseg.bench.metrics import bumpy_pairs
 from adaptmedseg.evaluation.metrics import measure
 from adaptmedseg.evaluation.overlays import overlay_png, pick_cases
 from adaptmedseg.evaluation.records import Record
@@ -14,6 +14,7 @@ from adaptmedseg.evaluation.report import Method, Overlay, ReportInput, write_re
 from adaptmedseg.evaluation.study import MAX_PICTURES
 from adaptmedseg.evaluation.verdict import verdict
 
+SPACING_MM = (2.5, 0.8, 0.8)
 MODALITIES = ("T2 MRI", "CT")
 ADAPTED = "adapted"
 

@@ -157,7 +157,7 @@ def _curves(found: Finished, base: str, seed: int) -> tuple[list[str], Curves]:
 def _points(runs: Sequence[FinishedRun], found: Finished, tick: str, seed: int) -> dict[str, CurvePoint]:
     """Means on all new data, and on each new data set."""
     records = [record for record in Scores.of(runs).records if side_of(record, found).endswith(NEW)]
-    points = {}
+    points: dict[str, CurvePoint] = {}
     for group in (lambda _record: EVERY_NEW, lambda record: f"{record.dataset} ({record.modality})"):
         for row in aggregate(records, seed=seed, group=group):
             if row.structure == ALL_STRUCTURES and row.mean is not None:

@@ -163,7 +163,7 @@ def figures(study: Transfer, found: Finished) -> list[PageFigure]:
 def _matrix(rows: list[Judged]) -> str:
     methods = list(dict.fromkeys(item.row.method for item in rows))
     groups = list(dict.fromkeys(item.row.modality for item in rows))
-    values = {}
+    values: dict[tuple[str, str], float] = {}
     for item in rows:
         if item.row.mean is not None and not item.row.is_oracle:
             values.setdefault((item.row.method, item.row.modality), item.row.mean)

@@ -121,7 +121,7 @@ def judged_csv(parts: Mapping[str, Sequence[Judged]]) -> str:
     for part, rows in parts.items():
         for item in rows:
             row, change, against = item.row, item.change, item.against
-            pair = (None,) * 7
+            pair: tuple[float | None, ...] = (None,) * 7
             if against is not None:
                 low, high = against.interval or (None, None)
                 pair = (against.difference, low, high, against.better, against.worse, against.effect, against.p)

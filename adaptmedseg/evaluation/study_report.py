@@ -123,7 +123,7 @@ def _overlays(folder: Path, records: Sequence[Record], method: str) -> list[Over
 
 
 def _settings(notes: StudyNotes, text: ReportText) -> Settings:
-    given = text.configs | {label: _config(path) for label, path in text.runs.items()}
+    given = {**text.configs, **{label: _config(path) for label, path in text.runs.items()}}
     configs = [f"# {label}\n{config}" for label, config in given.items()]
     return Settings(
         config_yaml="\n".join(configs),
