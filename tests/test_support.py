@@ -224,7 +224,7 @@ def test_changed_copies_move_mask_and_picture_together() -> None:
 def test_an_extent_moves_the_threshold_and_keeps_the_order() -> None:
     first, second = np.zeros((10, 10), bool), np.zeros((10, 10), bool)
     first[:2, :5], second[:4, :5] = True, True
-    extent = Extent.of([first, second])
+    extent = Extent.of([first, first, second, second])
     assert (extent.least, extent.most) == (pytest.approx(0.08), pytest.approx(0.25))
     logits = torch.arange(100.0).flip(0).reshape(10, 10)
     nothing, all_of_it, between = logits - 200, logits + 1, logits - 84.5

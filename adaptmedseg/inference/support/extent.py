@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-MARGIN = 1.25  # beyond the least and the most that supports fill
+MARGIN = 1.25  # beyond what the middle half of the supports fills
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Extent:
     def of(cls, masks: Sequence[np.ndarray]) -> Extent:
         """From the boolean masks (h, w) of supports, each of which shows the structure."""
         shares = [float(mask.mean()) for mask in masks]
-        return cls(min(shares) / MARGIN, min(max(shares) * MARGIN, 1.0))
+        low, high = np.quantile(shares, (0.25, 0.75))
+        return cls(float(low) / MARGIN, min(float(high) * MARGIN, 1.0))
 
     def applied(self, logits: Tensor) -> Tensor:
         """Logits (h, w), above zero where a structure is, moved by one number so that it fills no less and no more than

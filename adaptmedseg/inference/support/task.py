@@ -10,18 +10,19 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from adaptmedseg.inference.support.calibration import Calibration, Sampled, calibrate, sample_pixels
+from adaptmedseg.inference.support.calibration import Calibration, Sampled, calibrate, left_out_dice, sample_pixels
 from adaptmedseg.inference.support.extent import Extent
 from adaptmedseg.inference.support.frozen import Encoded, FrozenSam
 from adaptmedseg.inference.support.jitter import jittered
 from adaptmedseg.inference.support.prompting import WAYS, parts_of
-from adaptmedseg.inference.support.similarity import Bank, Cells, cells_of
+from adaptmedseg.inference.support.similarity import KERNELS, Bank, Cells, cells_of
 from adaptmedseg.inference.support.supports import Support, others, subsets
 from adaptmedseg.models.prompts import StructurePrompt
 
 LEFT_OUT = 16  # supports that are left out in turn, at most
 COPIES = 3  # changed copies of a lone support, which stand in for left-out ones
 LIMIT = 8.0  # logits beyond it are cut: a decoder's certainty is no evidence without end
+LIKENESSES = len(KERNELS) + 1  # maps of `Bank.priors`
 SMOOTH = 2.0  # standard deviation, in pixels of the working picture, of the blurred prior
 
 
@@ -60,9 +61,9 @@ class SupportTask:
     """One structure of a support set, ready to be found in queries; nothing of the network is changed.
 
     Two regressions are calibrated, each on supports that are left out in turn (or, of a lone support, on changed copies
-    of it). `prior` weighs the similarity to the supports' features (`Bank.priors`) and fixed filters of the picture
-    (`local_features`). From what it expects come prompts for SAM's decoder, in three ways; `answer` weighs the
-    decoder's answers and the prior itself.
+    of it). `prior` weighs the similarity to the supports' features (`Bank.priors`) and, where that finds left-out
+    supports better, fixed filters of the picture (`local_features`). From what it expects come prompts for SAM's
+    decoder, in three ways; `answer` weighs the decoder's answers and the prior itself.
     """
 
     def __init__(self, sam: FrozenSam, structure: str, shown: Sequence[Shown], seed: int = 0):
@@ -72,7 +73,10 @@ class SupportTask:
         rng = np.random.default_rng([seed, len(shown)])
         self.banks = [Bank([shown[i].cells for i in part]) for part in subsets(len(shown), rng)]
         trials = self._trials(shown, rng)
+        self.local = True
         rows = [trial.sampled.rows(self._signs(trial.encoded, trial.bank)) for trial in trials]
+        self.local = len(shown) == 1 or self._filters_help(rows, [trial.sampled for trial in trials])
+        rows = rows if self.local else [part[:, :LIKENESSES] for part in rows]
         self.prior = calibrate(rows, [trial.sampled for trial in trials])
         expected = [self.prior(self._signs(trial.encoded, trial.bank)) for trial in trials]
         rows = [
@@ -125,9 +129,15 @@ class SupportTask:
         """Logits (h', w'), above zero where the structure is, from where it is expected."""
         return self.answer(self._evidence(query, expected, given)) - self.answer.threshold
 
+    def _filters_help(self, rows: list[Tensor], sampled: list[Sampled]) -> bool:
+        """Whether the filters better what the features say of supports that the regression has not seen."""
+        alone = [part[:, :LIKENESSES] for part in rows]
+        return left_out_dice(rows, sampled) > left_out_dice(alone, sampled)
+
     def _signs(self, query: Encoded, bank: Bank) -> Tensor:
-        """What the prior weighs (k, h', w')."""
-        return torch.cat([query.spread(bank.priors(query)).cpu(), query.local.float()])
+        """What the prior weighs (k, h', w'): likeness to the supports and, where they help, filters of the picture."""
+        likeness = query.spread(bank.priors(query)).cpu()
+        return torch.cat([likeness, query.local.float()]) if self.local else likeness
 
     def _evidence(self, query: Encoded, expected: Tensor, given: StructurePrompt | None = None) -> Tensor:
         """What the answer weighs (k, h', w'): the prior, the prior blurred, and the decoder's logits in every way."""
