@@ -15,12 +15,10 @@ from adaptmedseg.checkpoints.sam import save_sam
 from adaptmedseg.comparison.support_unet import train_unet
 from adaptmedseg.data.overlap import dice
 from adaptmedseg.evaluation.records import Record, read_results
-from adaptmedseg.evaluation.slices.asking import SliceMethod, prompt_of
-from adaptmedseg.evaluation.slices.gmiseg_table import GMISEG_SETS, gmiseg_table
+from adaptmedseg.evaluation.slices.asking import prompt_of
 from adaptmedseg.evaluation.slices.scores import BACKGROUND, slice_measures
 from adaptmedseg.evaluation.slices.tables import AVERAGE, paired_tests, structure_rows, support_points
 from adaptmedseg.evaluation.surfaces import surface_distances
-from adaptmedseg.inference.picture_loading import load_picture_model
 from adaptmedseg.inference.support.supports import Support
 from adaptmedseg.models.sam import Sam
 
@@ -178,20 +176,6 @@ def test_prompts_of_two_models_are_compared(blobs: Path, model: Path, tmp_path: 
     assert "b \N{MINUS SIGN} a" in outcome.out
     again = call("evaluate-slices", "--model", f"a={model}", *options)
     assert "holds another evaluation" in again.err
-
-
-def test_the_table_of_support_sets_says_what_is_missing(blobs: Path, model: Path) -> None:
-    method = SliceMethod("sam", load_picture_model(str(model)))
-    rows = gmiseg_table(method, {"STARE": blobs}, torch.device("cpu"), shots=2)
-    assert [row.dataset for row in rows] == list(GMISEG_SETS)
-    found = {row.dataset: row for row in rows}
-    stare, acdc = found["STARE"], found["ACDC"]
-    assert acdc.missing == "no data given"
-    assert acdc.dice is None
-    assert (stare.supports, stare.images, stare.asd_mm) == (2, 3, None)
-    assert stare.dice is not None
-    assert stare.jaccard is not None
-    assert 0 < stare.jaccard <= stare.dice <= 100
 
 
 WRONG = {

@@ -9,14 +9,18 @@ import pytest
 import torch
 from adapter_cases import adapted, one_kind
 from adaptmedseg.preprocessing.folder import prepare_folder
+from sam_cases import TINY_SAM
 from small_cases import MODALITY, call, small_folder
+from test_slice_training import blob_folder
 
 from adaptmedseg.adapters.file import save_adapter
+from adaptmedseg.checkpoints.sam import save_sam
 from adaptmedseg.checkpoints.store import save_base
 from adaptmedseg.evaluation.records import read_results
 from adaptmedseg.evaluation.tables import Row
 from adaptmedseg.inference.loading import load_model
 from adaptmedseg.models.adapter_config import AdapterConfig, PriorsConfig
+from adaptmedseg.models.sam import Sam
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.reproduction.receipt import Line, code_fingerprint, fingerprint
 from adaptmedseg.reproduction.recipes import ALL, recipe, recipe_names
@@ -205,3 +209,54 @@ def test_the_list_says_what_each_needs() -> None:
     for name in recipe_names():
         assert f"{name}: " in outcome.out
     assert "adaptmedseg weights convert segvol" in outcome.out
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> Path:
+    """Pictures of a disc and a square: 14 to draw supports from, 6 to test on."""
+    raw, out = blob_folder(tmp_path / "raw", 20), tmp_path / "slices"
+    labels = ["--label", "1=disc", "--label", "2=square"]
+    outcome = call("slices", raw, "--out", out, *labels, "--val-fraction", "0", "--test-fraction", "0.3")
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+@pytest.fixture
+def sam(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path / "sam.safetensors"
+    save_sam(path, Sam(TINY_SAM), {"name": "tiny SAM"})
+    return path
+
+
+def test_support_sets_stand_beside_the_published_table(blobs: Path, sam: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    outcome = call("reproduce", "gmiseg-table2", "--data", f"STARE={blobs}", "--weights", sam, "--out", out)
+    assert outcome.code == 1, outcome.err  # the other sets are missing
+    receipt = json.loads((out / "receipt.json").read_text())
+    lines = {(line["group"], line["measure"], line["method"]): line for line in receipt["lines"]}
+    ours = lines["STARE", "dice", "GMISeg"]
+    records = read_results(out / "results.jsonl")
+    assert {record.structure for record in records} == {"disc", "square"}
+    assert {record.prompt_origin for record in records} == {ours["prompt_origin"]}
+    assert "14" in ours["prompt_origin"]
+    assert ours["published"] == 77.6
+    scores = [record.dice for record in records if record.dice is not None]
+    assert ours["ours"] == pytest.approx(100 * sum(scores) / len(scores))
+    assert lines["STARE", "asd_mm", "GMISeg"]["reason"].endswith("no case has a value of asd_mm")
+    assert lines["ACDC", "dice", "GMISeg"]["reason"].startswith("data of ACDC")
+    assert lines["STARE", "dice", "UniverSeg"]["status"] == "not ours"
+
+
+def test_slices_are_asked_by_boxes_where_a_model_has_no_classes(blobs: Path, sam: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    outcome = call("reproduce", "flare22-slices", "--data", blobs, "--weights", f"SAM zero-shot={sam}", "--out", out)
+    assert outcome.code == 1
+    reasons = {line["reason"] for line in json.loads((out / "receipt.json").read_text())["lines"]}
+    assert "data of FLARE22 in which liver is annotated" in reasons
+    outcome = call("reproduce", "cotraining", "--data", blobs, "--weights", f"MedSAM={sam}")
+    assert outcome.code == 2
+    assert "say which data it is" in outcome.err
+    outcome = call("reproduce", "gmiseg-table2", "--data", f"STARE={blobs}", "--weights", sam, "--base", "small")
+    assert outcome.code == 2
+    assert "is for models of volumes" in outcome.err

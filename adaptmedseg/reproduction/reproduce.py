@@ -11,15 +11,21 @@ import torch
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record, write_results
+from adaptmedseg.evaluation.slices.scores import BACKGROUND
 from adaptmedseg.evaluation.study import RESULTS
 from adaptmedseg.evaluation.tables import ALL_STRUCTURES, aggregate
 from adaptmedseg.inference.case_note import versions
 from adaptmedseg.reproduction.evaluators import Evaluator, GivenModel, GivenSet, Progress
 from adaptmedseg.reproduction.receipt import PAGE, RECEIPT, Line, Receipt
 from adaptmedseg.reproduction.recipes import ALL, Published, Recipe
+from adaptmedseg.reproduction.slices import SliceEvaluator, SupportEvaluator
 from adaptmedseg.reproduction.volumes import VolumeEvaluator
 
-EVALUATORS: dict[str, Evaluator] = {"volumes": VolumeEvaluator()}
+EVALUATORS: dict[str, Evaluator] = {
+    "volumes": VolumeEvaluator(),
+    "slices": SliceEvaluator(),
+    "supports": SupportEvaluator(),
+}
 TOGETHER = " + "  # joins the groups of a row over several
 
 
@@ -39,7 +45,7 @@ class _Found:
     """What was given, opened, and what came of it."""
 
     recipe: Recipe
-    evaluator: Evaluator | None
+    evaluator: Evaluator
     models: dict[str, GivenModel] = field(default_factory=dict)
     sets: list[GivenSet] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
@@ -53,12 +59,11 @@ def reproduce(
     Raises:
         UserError: something given cannot be read, is damaged, fits no row, or was trained on the cases to be scored.
     """
-    found = _Found(recipe, EVALUATORS.get(recipe.evaluator))
-    if found.evaluator is not None:
-        _open(found, found.evaluator, request)
-        wanted = _wanted(found, found.evaluator)
-        if found.models and found.sets and wanted:
-            found.records = found.evaluator.score(recipe, found.models, found.sets, wanted, device, progress)
+    found = _Found(recipe, EVALUATORS[recipe.evaluator])
+    _open(found, request)
+    wanted = _wanted(found)
+    if found.models and found.sets and wanted:
+        found.records = found.evaluator.score(recipe, found.models, found.sets, wanted, device, progress)
     lines = [
         _line(found, row, method, published, request.seed)
         for row in recipe.rows
@@ -91,8 +96,8 @@ def check_free(out: Path) -> None:
         raise UserError(f"{out}: is a file; choose a folder for --out")
 
 
-def _open(found: _Found, evaluator: Evaluator, request: Request) -> None:
-    recipe = found.recipe
+def _open(found: _Found, request: Request) -> None:
+    recipe, evaluator = found.recipe, found.evaluator
     for group, folder in request.data:
         if group is not None and group not in recipe.data:
             raise UserError(f"--data {group}={folder}: {recipe.name} has data of {', '.join(recipe.data)}; name one")
@@ -121,10 +126,12 @@ def _row_of(recipe: Recipe, model: GivenModel, file: str) -> str:
     return fitting[0]
 
 
-def _wanted(found: _Found, evaluator: Evaluator) -> list[str]:
-    """The published structures that any of the sets annotates."""
+def _wanted(found: _Found) -> list[str]:
+    """The published structures that any of the sets annotates; all of them where the table has their mean alone."""
     held = {name for given in found.sets for name in given.structures}
-    return [name for name in _structures(found.recipe, evaluator) if name in held]
+    if all(row.structure == ALL for row in found.recipe.rows):
+        return sorted(held)
+    return [name for name in _structures(found.recipe, found.evaluator) if name in held]
 
 
 def _structures(recipe: Recipe, evaluator: Evaluator, groups: Sequence[str] | None = None) -> list[str]:
@@ -149,7 +156,7 @@ def _line(found: _Found, row: Published, method: str, published: float, seed: in
         for record in found.records
         if record.method == method
         and record.modality in groups
-        and (structure == ALL_STRUCTURES or record.structure == structure)
+        and (record.structure != BACKGROUND if structure == ALL_STRUCTURES else record.structure == structure)
     ]
     rows = [r for r in aggregate(chosen, seed=seed, value=_value(measure)) if r.structure == structure]
     if len(rows) != 1 or rows[0].mean is None:
@@ -162,8 +169,6 @@ def _line(found: _Found, row: Published, method: str, published: float, seed: in
 def _lack(found: _Found, row: Published, method: str) -> str:
     """What is missing for a figure of ours, in words; empty where nothing is."""
     recipe, evaluator = found.recipe, found.evaluator
-    if evaluator is None:
-        return f"this version cannot score by '{recipe.evaluator}' yet"
     groups = row.group.split(TOGETHER)
     held: Mapping[str, set[str]] = {
         group: {name for given in found.sets if given.facts.group == group for name in given.structures}
@@ -183,7 +188,6 @@ def _lack(found: _Found, row: Published, method: str) -> str:
 
 
 def _name(found: _Found, structure: str) -> str:
-    assert found.evaluator is not None
     return found.evaluator.structure(structure)
 
 

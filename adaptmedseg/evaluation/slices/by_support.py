@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 from zlib import crc32
 
@@ -17,7 +17,7 @@ from adaptmedseg.evaluation.slices.asking import Queries, SliceMethod, refuse_se
 from adaptmedseg.evaluation.slices.scores import Answer, item_records
 from adaptmedseg.inference.prompt_origin import supports as origin_of
 from adaptmedseg.inference.support.segmenter import Method, SupportSegmenter
-from adaptmedseg.inference.support.supports import Support, SupportSet
+from adaptmedseg.inference.support.supports import MOST, Support, SupportSet
 
 Segment = Callable[[np.ndarray], np.ndarray]
 
@@ -75,6 +75,22 @@ def score_supports(
                 rng = np.random.default_rng([study.seed, shots, draw, crc32(structure.encode())])
                 drawn = SupportSet(supports).drawn(shots, rng)
                 records += _one_draw(model, drawn, items, structure, draw, queries, study, device)
+    return records
+
+
+def score_largest_supports(
+    model: SliceMethod, queries: Queries, device: torch.device, most: int = MOST, seed: int = 0
+) -> list[Record]:
+    """Scores of every structure by one support set, of all images of the split "train" that show it, `most` at most;
+    a structure that none shows has no score. UserError for images that the model was trained on."""
+    pool = queries.dataset.items("train")
+    records: list[Record] = []
+    for structure in queries.structures:
+        shots = min(most, sum(structure in item.present() for item in pool))
+        if shots:
+            study = SupportStudy([shots], methods=("support set",), seed=seed)
+            alone = replace(queries, structures=[structure])
+            records += score_supports(model, pool, alone, study, device, lambda text: None)
     return records
 
 

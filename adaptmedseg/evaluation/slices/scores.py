@@ -32,8 +32,9 @@ class Answer:
 def slice_measures(prediction: np.ndarray, truth: np.ndarray, spacing: tuple[float, float] | None) -> dict[str, Any]:
     """Measures of masks (h, w) beside Dice, under the names that they have in results.
 
-    `nsd_1px` is the normalised surface Dice of the outlines at a tolerance of one pixel, 0 where one mask alone is
-    empty. Distances in mm are None where a mask is empty or the size of pixels, `spacing` along (h, w), is not known.
+    `class_accuracy` is the share of the truth's pixels that were found. `nsd_1px` is the normalised surface Dice of the
+    outlines at a tolerance of one pixel, 0 where one mask alone is empty. Distances in mm are None where a mask is
+    empty or the size of pixels, `spacing` along (h, w), is not known.
     """
     predicted, true = checked_masks(prediction, truth)
     overlap, lesions = overlap_of(predicted, true), count_lesions(predicted, true)
@@ -43,6 +44,7 @@ def slice_measures(prediction: np.ndarray, truth: np.ndarray, spacing: tuple[flo
     nsd = pixels.normalised_dice(TOLERANCE_PIXELS) if pixels else 0.0 if predicted.any() or true.any() else None
     return {
         "jaccard": overlap.jaccard,
+        "class_accuracy": overlap.shared / overlap.true if overlap.true else None,
         "asd_mm": None if mm is None else mm.average(),
         "assd_mm": None if mm is None else mm.symmetric_average(),
         "hd95_mm": None if mm is None else mm.hausdorff(95),
