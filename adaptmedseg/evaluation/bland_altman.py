@@ -13,7 +13,8 @@ from adaptmedseg.evaluation.records import Record
 
 NORMAL_95 = 1.96
 FEWEST = 3
-COLUMNS = 3
+COLUMNS = 2
+LONG = 40  # rows; longer tables are folded
 HEADER = ("Modality", "Structure", "Method", "Prompt", "Bias, ml", "SD, ml", "Limits of agreement, ml", "Cases")
 NOTE = (
     "Bias: mean of predicted minus true volume. About 95 % of the errors lie within the limits of agreement (bias ± "
@@ -74,7 +75,7 @@ def agreement_table(found: Sequence[Agreement], labels: Mapping[str, str]) -> Re
         sd = wording.MISSING if row.sd is None else f"{row.sd:.1f}"
         name, origin = labels.get(row.method, row.method), wording.origin(row.prompt_origin)
         rows.append([row.modality, row.structure, name, origin, _signed(row.bias), sd, shown, str(len(row.errors))])
-    return ReportTable("Agreement of volumes", HEADER, rows, NOTE, texts=4)
+    return ReportTable("Agreement of volumes", HEADER, rows, NOTE, texts=4, folded=len(rows) > LONG)
 
 
 def _signed(value: float) -> str:
