@@ -64,7 +64,7 @@ def msd_prostate(root: Path, count: int = 4) -> None:
         nifti(root / f"Task05_Prostate/labelsTr/prostate_{number:02}.nii.gz", labels_of(1, 2))
     nifti(root / "Task05_Prostate/imagesTs/prostate_47.nii.gz", np.stack([image_of(9), image_of(10)], axis=-1))
     described = {"modality": {"0": "T2", "1": "ADC"}, "labels": {"0": "background", "1": "PZ", "2": "TZ"}}
-    (root / "Task05_Prostate/dataset.json").write_text(json.dumps(described))
+    (root / "Task05_Prostate/dataset.json").write_text(json.dumps(described), encoding="utf-8")
 
 
 def promise12(root: Path, count: int = 4) -> None:
@@ -99,7 +99,7 @@ def amos22(root: Path) -> None:
         nifti(root / f"amos22/imagesTr/amos_{number:04}.nii.gz", image_of(number))
         nifti(root / f"amos22/labelsTr/amos_{number:04}.nii.gz", labels_of(1, 2, 15))
     nifti(root / "amos22/imagesTs/amos_0009.nii.gz", image_of(9))
-    (root / "amos22/dataset.json").write_text(json.dumps({"modality": {"0": "CT"}}))
+    (root / "amos22/dataset.json").write_text(json.dumps({"modality": {"0": "CT"}}), encoding="utf-8")
 
 
 def chaos(root: Path, count: int = 2) -> None:
@@ -150,7 +150,7 @@ def m3d_seg(root: Path) -> None:
         item = {"image": f"/elsewhere/{case}/image.npy", "label": f"/elsewhere/{case}/{name}"}
         lists["test" if case == "d" else "train"].append(item)
     described = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "liver", "2": "liver tumour"}, **lists}
-    (root / "0009/0009.json").write_text(json.dumps(described))
+    (root / "0009/0009.json").write_text(json.dumps(described), encoding="utf-8")
 
 
 def nnunet(root: Path, count: int = 4) -> None:
@@ -161,7 +161,7 @@ def nnunet(root: Path, count: int = 4) -> None:
         nifti(folder / f"labelsTr/Pro_{number:03}.nii.gz", labels_of(1, 2, 3) if number == 0 else labels_of(1, 2))
     labels = {"background": 0, "prostate": [1, 2], "transition zone": 2, "ignore": 3}
     described = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": labels, "file_ending": ".nii.gz"}
-    (folder / "dataset.json").write_text(json.dumps(described))
+    (folder / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
 
 
 def msd(root: Path, count: int = 4) -> None:
@@ -169,7 +169,7 @@ def msd(root: Path, count: int = 4) -> None:
         nifti(root / f"Task04_Hippocampus/imagesTr/hippocampus_{number:03}.nii.gz", image_of(number))
         nifti(root / f"Task04_Hippocampus/labelsTr/hippocampus_{number:03}.nii.gz", labels_of(1, 2))
     described = {"modality": {"0": "MRI"}, "labels": {"0": "background", "1": "Anterior", "2": "Posterior"}}
-    (root / "Task04_Hippocampus/dataset.json").write_text(json.dumps(described))
+    (root / "Task04_Hippocampus/dataset.json").write_text(json.dumps(described), encoding="utf-8")
 
 
 def acdc(root: Path, count: int = 4) -> None:

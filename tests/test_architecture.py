@@ -155,7 +155,7 @@ def test_the_whole_package_was_looked_at() -> None:
 
 def test_every_package_is_installed() -> None:
     """The list in pyproject.toml is written by hand, for two top-level folders are installed inside the package."""
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     folders = {path.parent for path in (ROOT / "adaptmedseg").rglob("*.py")} | {
         ROOT / "adaptmedseg/evaluation/templates",
         ROOT / "adaptmedseg/doctor/templates",

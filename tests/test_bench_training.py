@@ -146,7 +146,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     rows = [row(500), row(900, images=2, checkpointing=True)]
     write_rows(tmp_path / "table.csv", rows)
     assert read_rows(tmp_path / "table.csv") == rows
-    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(UserError, match="is no table of"):
         read_rows(tmp_path / "other.csv")
 

@@ -126,7 +126,7 @@ def test_duplicates_and_unnamed_values(tmp_path: Path) -> None:
 def test_names_come_from_dataset_json_and_must_be_known(tmp_path: Path) -> None:
     save_case(tmp_path, "a", left=(3, 8, 6), right=(12, 8, 6))
     (tmp_path / "dataset.json").write_text(
-        json.dumps({"modality": {"0": "CT"}, "labels": {"1": "lkid", "2": "spleen"}})
+        json.dumps({"modality": {"0": "CT"}, "labels": {"1": "lkid", "2": "spleen"}}), encoding="utf-8"
     )
     with pytest.raises(UserError, match="Unknown structure 'lkid'"):
         check_folder(tmp_path)

@@ -69,7 +69,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     small_folder(root / "source", 6)
     base = write_base(root / "base.safetensors")
     config = root / "tiny.yaml"
-    config.write_text(yaml.safe_dump(CONFIG))
+    config.write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     succeed("prepare", root / "source", "--out", root / "prepared", "--name", "small", *DESCRIBED)
     succeed("prepare", root / "source", "--out", root / "folds", "--name", "folded", *DESCRIBED, "--folds", "3")
     train = ["train", config, "--data", root / "prepared", "--device", "cpu"]
@@ -95,11 +95,13 @@ def test_a_run_holds_model_configuration_and_history(place: Place) -> None:
     for name in ("adapter", "whole", "unet"):
         files = {path.name for path in (place / name).iterdir()}
         assert files == {"model.safetensors", "config.yaml", "history.json", "logs"}
-    history = json.loads((place / "adapter" / "history.json").read_text())
+    history = json.loads((place / "adapter" / "history.json").read_text(encoding="utf-8"))
     assert history["summary"]["steps"] == 3
     assert len(history["summary"]["image_sha256"]) == 4
     assert 0 <= history["rows"][-1]["val_dice"] <= 1
-    assert yaml.safe_load((place / "adapter" / "config.yaml").read_text())["base"] == str(place / "base.safetensors")
+    assert yaml.safe_load((place / "adapter" / "config.yaml").read_text(encoding="utf-8"))["base"] == str(
+        place / "base.safetensors"
+    )
 
 
 def test_a_run_folder_serves_as_base(place: Place, tmp_path: Path) -> None:
@@ -108,7 +110,7 @@ def test_a_run_folder_serves_as_base(place: Place, tmp_path: Path) -> None:
     succeed("train", place / "tiny.yaml", *data, "--base", place / "whole", "--out", run, "budget.steps=1")
     outcome = succeed("evaluate", "--model", f"second={run}", *data, "--out", tmp_path / "eval")
     assert "second: mean Dice" in outcome.out
-    notes = json.loads((tmp_path / "eval" / "study.json").read_text())
+    notes = json.loads((tmp_path / "eval" / "study.json").read_text(encoding="utf-8"))
     assert notes["methods"]["second"] == "adapter tiny on tiny"
 
 
@@ -118,20 +120,20 @@ def test_evaluate_and_report(place: Place, tmp_path: Path) -> None:
     evaluate = ["evaluate", "--data", place / "prepared", "--out", out, "--device", "cpu"]
     outcome = succeed(*evaluate, *models)
     assert outcome.out.count("mean Dice") == 2
-    first = (out / "results.jsonl").read_text().splitlines()
+    first = (out / "results.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(first) == 4  # two methods, one case, two structures
     refused = call(*evaluate, *models)
-    assert (refused.code, (out / "results.jsonl").read_text().splitlines()) == (2, first)
+    assert (refused.code, (out / "results.jsonl").read_text(encoding="utf-8").splitlines()) == (2, first)
     assert "--append" in refused.err
     succeed(*evaluate, "--model", f"unet={place / 'unet'}", "--append")
     succeed(*evaluate, *models, "--append")  # a score that is there already is replaced, not doubled
-    methods = [json.loads(line)["method"] for line in (out / "results.jsonl").read_text().splitlines()]
+    methods = [json.loads(line)["method"] for line in (out / "results.jsonl").read_text(encoding="utf-8").splitlines()]
     assert sorted(methods) == ["adapted", "adapted", "base", "base", "unet", "unet"]
     outcome = succeed("report", out, "--base", "base", "--adapted", "adapted", "--run", f"adapted={place / 'adapter'}")
     assert outcome.out.strip() == str(out / "report.html")
-    text = (out / "report.md").read_text()
+    text = (out / "report.md").read_text(encoding="utf-8")
     assert all(word in text for word in ("base", "adapted", "unet", "tiny.yaml"[:4]))
-    assert (out / "results.csv").read_text().count("\n") == 7
+    assert (out / "results.csv").read_text(encoding="utf-8").count("\n") == 7
     assert not list(out.rglob("*.partial"))
 
 
@@ -147,7 +149,9 @@ def test_folds_collect_in_one_study(place: Place, tmp_path: Path) -> None:
     model += ["--structures", "urinary bladder", "--append"]
     for fold in range(3):
         succeed("evaluate", *model, "--out", tmp_path / "eval", "--fold", str(fold))
-    lines = [json.loads(line) for line in (tmp_path / "eval" / "results.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "eval" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert len({line["case"] for line in lines}) == len(lines) == 6
     assert {line["fold"] for line in lines} == {0, 1, 2}
     assert {line["structure"] for line in lines} == {"bladder"}
@@ -156,7 +160,9 @@ def test_folds_collect_in_one_study(place: Place, tmp_path: Path) -> None:
 def test_an_oracle_box_is_marked_as_one(place: Place, tmp_path: Path) -> None:
     succeed("evaluate", "--model", f"base={place / 'base.safetensors'}", "--data", place / "prepared",
             "--out", tmp_path / "eval", "--ask", "oracle box", "--device", "cpu")  # fmt: skip
-    lines = [json.loads(line) for line in (tmp_path / "eval" / "results.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (tmp_path / "eval" / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert {line["prompt_origin"] for line in lines} == {"text + oracle box"}
 
 
@@ -175,7 +181,7 @@ def test_predict_a_file(place: Place, tmp_path: Path) -> None:
     np.testing.assert_allclose(read_grid(mask).affine, read_grid(image).affine, atol=1e-6)
     assert read_grid(mask).shape == SHAPE
     values = np.asarray(nib.load(mask).dataobj)
-    note = json.loads(mask.with_name("case_0.json").read_text())
+    note = json.loads(mask.with_name("case_0.json").read_text(encoding="utf-8"))
     assert note["labels"] == {"1": "prostate", "2": "bladder"}
     assert note["hashes"].keys() == {"base weights", "adapter file"}
     assert set(np.unique(values)) <= {0, 1, 2}
@@ -245,7 +251,7 @@ def test_a_mask_never_replaces_its_image(place: Place, tmp_path: Path) -> None:
 
 def test_an_adapter_whose_base_moved_asks_for_it(place: Place, tmp_path: Path) -> None:
     config = tmp_path / "moved.yaml"
-    config.write_text(yaml.safe_dump({**CONFIG, "budget": {"steps": 1}}))
+    config.write_text(yaml.safe_dump({**CONFIG, "budget": {"steps": 1}}), encoding="utf-8")
     base = write_base(tmp_path / "before.safetensors")
     succeed("train", config, "--data", place / "prepared", "--base", base, "--out", tmp_path / "run", "--device", "cpu")
     base.rename(tmp_path / "after.safetensors")
@@ -296,7 +302,7 @@ BROKEN_IMAGES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "constant": (lambda path: save(path, np.full(SHAPE, 7, np.int16)), ("constant", "7")),
     "a mask": (lambda path: save(path, small_labels(0) // 2), ("no contrast", "as in a mask")),
     "2D": (lambda path: save(path, small_image(0)[:, :, 0]), ("2D", "three axes")),
-    "no volume": (lambda path: path.write_text("hello"), ("damaged",)),
+    "no volume": (lambda path: path.write_text("hello", encoding="utf-8"), ("damaged",)),
 }
 
 
@@ -540,14 +546,14 @@ def test_report_refuses(place: Place, tmp_path: Path) -> None:
     assert_told(call("report", tmp_path / "eval", "--run", f"a={tmp_path}"), "history.json", "finished training")
     assert_told(call("report", tmp_path / "eval", "--run", "a"), "--run a", "NAME=VALUE")
     assert sorted(tmp_path.rglob("*")) == before
-    (tmp_path / "eval" / "results.jsonl").write_text('{"method": "m"}\n')
+    (tmp_path / "eval" / "results.jsonl").write_text('{"method": "m"}\n', encoding="utf-8")
     assert_told(call("report", tmp_path / "eval"), "results.jsonl, line 1", "run the evaluation again")
 
 
 def test_an_output_folder_in_use_is_left_as_it_is(place: Place, tmp_path: Path) -> None:
     (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "mine.txt").write_text("mine")
-    (tmp_path / "file").write_text("a file")
+    (tmp_path / "used" / "mine.txt").write_text("mine", encoding="utf-8")
+    (tmp_path / "file").write_text("a file", encoding="utf-8")
     commands: list[list[str | Path]] = [
         ["prepare", place / "source", *DESCRIBED],
         ["train", *training()(place, tmp_path), "--device", "cpu"],
@@ -562,7 +568,7 @@ def test_an_output_folder_in_use_is_left_as_it_is(place: Place, tmp_path: Path) 
     ]
     for command in commands:
         assert_told(call(*command, "--out", tmp_path / "file"), "file")
-    assert (tmp_path / "file").read_text() == "a file"
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "a file"
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "mine.txt", "used"]
 
 

@@ -146,7 +146,7 @@ def test_a_calibration_belongs_to_its_model(tmp_path: Path) -> None:
     assert read_calibration(path, {"file": "x"}) == Calibration(0.7, -0.4, 12, {"file": "x"})
     with pytest.raises(UserError, match="another model"):
         read_calibration(path, {"file": "y"})
-    path.write_text('{"slope": "steep"}')
+    path.write_text('{"slope": "steep"}', encoding="utf-8")
     with pytest.raises(UserError, match="no calibration"):
         read_calibration(path, {})
 
@@ -193,12 +193,12 @@ def test_predict_calibrate_and_bench_agree(tiny_base: SegVol, tmp_path: Path) ->
     first = call(*ask, out)
     assert first.code == 0, first.err
     assert "estimates no Dice" in first.err
-    rows = list(csv.DictReader((out / "review.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((out / "review.csv").read_text(encoding="utf-8").splitlines()))
     assert len(rows) == 4
     assert {row["estimated_dice"] for row in rows} == {""}
     agreement = [Evidence(float(row["agreement"]), float(row["sharpness"])).score for row in rows]
     assert agreement == sorted(agreement)
-    note = json.loads((out / "case_0.json").read_text())
+    note = json.loads((out / "case_0.json").read_text(encoding="utf-8"))
     assert set(note["confidence"]["prostate"]) == {"estimated_dice", "agreement", "sharpness"}
     assert note["seconds"]["confidence"] >= 0
     assert "exists already" in call(*ask, out).err
@@ -208,7 +208,7 @@ def test_predict_calibrate_and_bench_agree(tiny_base: SegVol, tmp_path: Path) ->
     assert "Spearman of confidence and true Dice" in fitted.out
     again = call(*ask, tmp_path / "again")
     assert again.code == 0, again.err
-    rows = list(csv.DictReader((tmp_path / "again" / "review.csv").read_text().splitlines()))
+    rows = list(csv.DictReader((tmp_path / "again" / "review.csv").read_text(encoding="utf-8").splitlines()))
     estimates = [float(row["estimated_dice"]) for row in rows]
     assert estimates == sorted(estimates)
     assert all(0 <= value <= 1 for value in estimates)

@@ -25,7 +25,7 @@ CONFIG = {
 def test_the_demo_tells_its_whole_story(tmp_path: Path) -> None:
     torch.manual_seed(0)
     save_base(tmp_path / "base.safetensors", SegVol(TINY), {"name": "tiny"})
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG))
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(CONFIG), encoding="utf-8")
     out = tmp_path / "demo"
     demo = ["demo", "--out", out, "--model", tmp_path / "base.safetensors", "--config", tmp_path / "tiny.yaml"]
     outcome = call(*demo, "--test-cases", "2", "--train-cases", "2", "--device", "cpu")

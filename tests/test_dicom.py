@@ -108,7 +108,7 @@ def patch(path: Path, tag: str, old: str, new: str) -> None:
 def test_a_shuffled_series_is_one_volume_in_the_world(tmp_path: Path, affine: np.ndarray) -> None:
     names = ["IM3", "IM0.dcm", "x.ima", "0007", "b.DCM"]
     write_slices(tmp_path / "series", scan(), affine, names=names)
-    (tmp_path / "series" / "notes.txt").write_text("no image")
+    (tmp_path / "series" / "notes.txt").write_text("no image", encoding="utf-8")
     (tmp_path / "series" / ".hidden").write_bytes(b"\0" * 128 + b"DICM")
     image = read_image(tmp_path / "series")
     np.testing.assert_array_equal(to_grid(image.data, image.grid), scan())

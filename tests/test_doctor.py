@@ -91,7 +91,7 @@ def test_small_structures_lead_to_windows_and_dark_ones_to_another_rule(tmp_path
     assert any("few voxels are left of prostate" in text for text in found.sentences)
     text = propose(config_path("adapt"), "mine", "prepared/mine", found, 40, "MR")
     path = tmp_path / "proposed.yaml"
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     config = load_config(path, TrainConfig)
     assert (config.name, config.data.paths, config.data.zoom_in) == ("mine", ["prepared/mine"], 0.5)
     assert (config.data.normalise.rule, config.budget.minutes, config.structures_per_image) == ("percentile", 20, 1)
@@ -144,7 +144,7 @@ def test_the_page_lists_every_case_worst_first(tmp_path: Path) -> None:
     assert page.count("data:image/png;base64,") == 2
     assert "<script" not in page
     assert "http" not in page
-    facts = json.loads((tmp_path / "out" / "check.json").read_text())
+    facts = json.loads((tmp_path / "out" / "check.json").read_text(encoding="utf-8"))
     assert [bool(entry["errors"]) for entry in facts["cases"]] == [False, False, True]
     assert load_config(tmp_path / "out" / "proposed.yaml", TrainConfig).name == "in_proposed"
 
@@ -188,7 +188,7 @@ def test_repairs_are_copies_and_leave_what_needs_a_person(unwell: Path, tmp_path
         np.testing.assert_allclose(labels.affine, AFFINE, atol=1e-5)
         image = nib.load(tmp_path / "out" / "images" / f"case_{seed}.nii.gz")
         np.testing.assert_array_equal(np.asarray(image.dataobj), small_image(seed))
-    assert json.loads((tmp_path / "out" / "repairs.json").read_text())["done"] == done.done
+    assert json.loads((tmp_path / "out" / "repairs.json").read_text(encoding="utf-8"))["done"] == done.done
 
 
 def test_repair_by_the_command_line(unwell: Path, tmp_path: Path) -> None:

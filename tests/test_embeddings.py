@@ -220,7 +220,7 @@ def test_damage_while_training_is_told(tiny_base: SegVol, tmp_path: Path) -> Non
 
 
 def test_a_folder_that_cannot_be_written_is_told(tiny_base: SegVol, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(UserError, match=r"another data\.embeddings\.folder"):
         embed(config(tmp_path / "file"), adapted(tiny_base))
 
@@ -231,7 +231,7 @@ def some_view(value: float) -> StoredView:
 
 def _fill(folder: Path, keys: list[str], log: Path) -> None:
     def compute(draw: Draw) -> StoredView:
-        with log.open("a") as file:
+        with log.open("a", encoding="utf-8") as file:
             file.write(draw.key + "\n")
         return some_view(float(int(draw.key[:2], 16)))
 
@@ -250,7 +250,7 @@ def test_several_processes_write_at_once(tmp_path: Path) -> None:
     assert [worker.exitcode for worker in workers] == [0, 0, 0]
     store = EmbeddingStore(tmp_path / "store")
     assert all(float(store.read(key).embedding[0, 0, 0, 0]) == int(key[:2], 16) for key in keys)
-    assert sorted(log.read_text().split()) == keys  # none was computed twice
+    assert sorted(log.read_text(encoding="utf-8").split()) == keys  # none was computed twice
 
 
 def test_a_view_of_another_name_is_not_taken(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_a_set_is_fetched_checked_and_kept(known: DataSet, server: FileServer, t
     assert seen[-1] == (len(archive), len(archive))
     assert "licence as stated by the publisher at https://zenodo.org/records/8026660" in said[0]
     assert said[1] == "Login: none needed."
-    note = json.loads(path.with_name("training_data.zip.json").read_text())
+    note = json.loads(path.with_name("training_data.zip.json").read_text(encoding="utf-8"))
     assert note["publisher"] == f"md5:{hashlib.md5(archive).hexdigest()}"
     asked = len(server.asked)
     assert fetch_set(known, tmp_path / "down", said.append) == [path]

@@ -80,7 +80,9 @@ def test_a_stopped_training_ends_with_the_same_weights(chain: Path, tmp_path: Pa
     assert outcome.code == 0, outcome
     assert "goes on after step 5" in outcome.err
     assert same_weights(tmp_path / "whole", tmp_path / "run")
-    first, second = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("whole", "run"))
+    first, second = (
+        json.loads((tmp_path / name / "history.json").read_text(encoding="utf-8")) for name in ("whole", "run")
+    )
     losses = [[row["loss"] for row in history["rows"]] for history in (first, second)]
     assert losses[0] == losses[1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "whole"]
@@ -162,7 +164,9 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "state.json: is missing": lambda folder: (folder / "state.json").unlink(),
     "manifest.json: is missing": lambda folder: (folder / "manifest.json").unlink(),
     "manifest.json: is damaged": lambda folder: flip(folder / "manifest.json"),
-    "manifest.json: holds": lambda folder: (folder / "manifest.json").write_text('{"seal": "", "format": "other"}'),
+    "manifest.json: holds": lambda folder: (folder / "manifest.json").write_text(
+        '{"seal": "", "format": "other"}', encoding="utf-8"
+    ),
 }
 
 
@@ -378,9 +382,9 @@ def test_a_finished_run_is_extended(chain: Path, tmp_path: Path) -> None:
     outcome = train(chain, run, "--resume", kept, "budget.steps=9")
     assert outcome.code == 0, outcome
     assert "goes on after step 6" in outcome.err
-    history = json.loads((run / "history.json").read_text())
+    history = json.loads((run / "history.json").read_text(encoding="utf-8"))
     assert history["summary"]["steps"] == 9
-    assert yaml.safe_load((run / "config.yaml").read_text())["budget"]["steps"] == 9
+    assert yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["budget"]["steps"] == 9
     assert (run / "model.safetensors").read_bytes() != short
     assert train(chain, run, "--resume", "budget.steps=10").code == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
@@ -395,7 +399,7 @@ def test_a_clock_goes_on_where_it_was(chain: Path, tmp_path: Path) -> None:
     spent = found.facts["position"]["seconds"]
     assert 0 < spent < 1.2
     assert train(chain, tmp_path / "run", "--resume", *minutes).code == 0
-    history = json.loads((tmp_path / "run" / "history.json").read_text())
+    history = json.loads((tmp_path / "run" / "history.json").read_text(encoding="utf-8"))
     assert history["rows"][-1]["minutes"] >= 0.02
     assert history["summary"]["steps"] > 3
 

@@ -94,7 +94,7 @@ class Reference:
         path = folder / f"{name}.json"
         if not path.is_file():
             pytest.skip(f"no {path.name} in {folder}")
-        self.spec = json.loads(path.read_text())
+        self.spec = json.loads(path.read_text(encoding="utf-8"))
         self.arrays = dict(np.load(path.with_suffix(".npz")))
         self.model = model_of(self.spec["config"], self.spec["salt"])
         size = self.spec["config"]["spatial_size"]
@@ -164,7 +164,7 @@ def test_excerpt_prompts(excerpt_model: SegVol, excerpt_embedding: Tensor, kind:
 @pytest.mark.golden
 @pytest.mark.parametrize("name", ["segvol-tiny", "segvol-base"])
 def test_the_fill_rule_and_the_names_are_the_references(golden_dir: Path, name: str) -> None:
-    spec = json.loads((golden_dir / f"{name}.json").read_text())
+    spec = json.loads((golden_dir / f"{name}.json").read_text(encoding="utf-8"))
     entries = {
         key: entry for key, entry in spec["state_dict"].items() if "mean" in entry and "mask_downscaling" not in key
     }
@@ -246,7 +246,7 @@ def hermes_tensors(spec: Mapping) -> dict[str, Tensor]:
 @pytest.mark.golden
 @torch.inference_mode()
 def test_context_priors_agree_with_hermes(golden_dir: Path) -> None:
-    spec = json.loads((golden_dir / "hermes.json").read_text())
+    spec = json.loads((golden_dir / "hermes.json").read_text(encoding="utf-8"))
     arrays = np.load(golden_dir / "hermes.npz")
     channels = spec["channels"]
     priors = ContextPriors(
@@ -267,7 +267,7 @@ def test_context_priors_agree_with_hermes(golden_dir: Path) -> None:
 @pytest.mark.golden
 @torch.inference_mode()
 def test_the_modality_head_agrees_with_hermes(golden_dir: Path) -> None:
-    spec = json.loads((golden_dir / "hermes.json").read_text())
+    spec = json.loads((golden_dir / "hermes.json").read_text(encoding="utf-8"))
     arrays = np.load(golden_dir / "hermes.npz")
     tensors = {
         name.removeprefix("modality."): draw(

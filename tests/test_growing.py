@@ -222,10 +222,10 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert call("prepare", root / "source", "--out", root / "data", "--name", "both", *labels).code == 0
     base = write_base(root / "base.safetensors")
     first = CONFIG | {"validations": 0, "base": str(base), "data": {"structures": ["prostate"]}}
-    (root / "first.yaml").write_text(yaml.safe_dump(first))
+    (root / "first.yaml").write_text(yaml.safe_dump(first), encoding="utf-8")
     growth = {"adapter": str(root / "first"), "tasks": {"bladder": "prostate"}}
     second = first | {"adapter": None, "base": None, "grow": growth, "data": {"structures": ["bladder"]}}
-    (root / "grow.yaml").write_text(yaml.safe_dump(second))
+    (root / "grow.yaml").write_text(yaml.safe_dump(second), encoding="utf-8")
     trained = train_run(root, "first.yaml", root / "first")
     assert trained.code == 0, trained
     return root
@@ -249,7 +249,7 @@ def test_train_grows_an_adapter_from_file_to_file(chain: Path, tmp_path: Path) -
     assert second.model.tasks == ["prostate", "bladder"]
     assert torch.equal(answers(second.model, ["prostate"]), answers(first.model, ["prostate"]))
     assert first.seen <= second.seen
-    summary = json.loads((tmp_path / "second" / "history.json").read_text())["summary"]
+    summary = json.loads((tmp_path / "second" / "history.json").read_text(encoding="utf-8"))["summary"]
     assert summary["structures"] == ["prostate", "bladder"]
     assert summary["grown_from"]["training"]["structures"] == ["prostate"]
 

@@ -53,7 +53,7 @@ def test_a_file_is_fetched_once(weights: KnownWeights, server: FileServer, monke
     assert path == cache_folder() / "tiny" / "weights.bin"
     assert path.read_bytes() == CONTENT
     assert seen[-1] == (len(CONTENT), len(CONTENT))
-    assert json.loads((path.parent / "weights.bin.json").read_text())["sha256"] == DIGEST
+    assert json.loads((path.parent / "weights.bin.json").read_text(encoding="utf-8"))["sha256"] == DIGEST
     assert fetch(weights) == path
     assert len(server.asked) == 1
     assert hashed == [path.with_name("weights.bin.partial"), path]  # once at each call
@@ -112,9 +112,9 @@ def test_a_file_put_there_by_hand_is_taken_and_recorded(
     weights.original.write_bytes(CONTENT)
     assert fetch(weights) == weights.original
     note = weights.original.with_name("weights.bin.json")
-    assert json.loads(note.read_text())["sha256"] == DIGEST
+    assert json.loads(note.read_text(encoding="utf-8"))["sha256"] == DIGEST
     assert not server.asked
-    note.write_text("{")
+    note.write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="is damaged; delete it"):
         fetch(weights)
 
@@ -133,7 +133,7 @@ def test_no_network_is_told(weights: KnownWeights) -> None:
 
 
 def test_a_full_disk_is_told(weights: KnownWeights, tmp_path: Path) -> None:
-    (tmp_path / "cache").write_text("a file in the folder's place")
+    (tmp_path / "cache").write_text("a file in the folder's place", encoding="utf-8")
     with pytest.raises(UserError, match="cannot be written"):
         fetch(weights)
 

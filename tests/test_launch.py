@@ -33,7 +33,7 @@ BATCH = {
 
 def program(folder: Path, name: str, script: str) -> None:
     path = folder / name
-    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
     path.chmod(0o755)
 
 
@@ -49,8 +49,8 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shown = f'case "$2" in hostnames) echo n1; echo n2;; job) cat {folder}/state;; esac'
     program(folder, "scontrol", f"{note}; {shown}")
     program(folder, "srun", f'{note}; case "$*" in *.smoke*) exit 0;; esac; exit $(cat {folder}/code)')
-    (folder / "state").write_text("JobId=41 JobState=RUNNING Reason=None\n")
-    (folder / "code").write_text("0")
+    (folder / "state").write_text("JobId=41 JobState=RUNNING Reason=None\n", encoding="utf-8")
+    (folder / "code").write_text("0", encoding="utf-8")
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     for name, value in BATCH.items():
         monkeypatch.setenv(name, value)
@@ -62,7 +62,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def calls(slurm: Path, word: str) -> list[str]:
-    return [line for line in (slurm / "calls").read_text().splitlines() if word in line]
+    return [line for line in (slurm / "calls").read_text(encoding="utf-8").splitlines() if word in line]
 
 
 def start_job(tmp_path: Path, restarts: int = 0) -> int:
@@ -148,7 +148,7 @@ def test_starts_are_remembered_for_the_job_that_made_them(tmp_path: Path) -> Non
     write_starts(path, [Start(0, 4, 75), Start(4, 9, 75)])
     assert read_starts(path, 2) == [Start(0, 4, 75), Start(4, 9, 75)]
     assert read_starts(path, 0) == []  # another job's, of the same number
-    path.write_text("[{")
+    path.write_text("[{", encoding="utf-8")
     assert read_starts(path, 2) == []
 
 
@@ -156,7 +156,7 @@ def test_starts_are_remembered_for_the_job_that_made_them(tmp_path: Path) -> Non
     ("state", "word"), [("COMPLETING", "completing"), ("CANCELLED", "cancelled"), ("RUNNING", ""), ("", "unknown")]
 )
 def test_a_job_is_put_back_only_while_it_runs(slurm: Path, state: str, word: str) -> None:
-    (slurm / "state").write_text(f"JobId=41 JobState={state} Reason=None\n" if state else "")
+    (slurm / "state").write_text(f"JobId=41 JobState={state} Reason=None\n" if state else "", encoding="utf-8")
     assert word in put_back("41")
     assert bool(calls(slurm, "scontrol requeue 41")) == (state == "RUNNING")
 
@@ -168,7 +168,7 @@ def test_a_refused_requeue_is_told(slurm: Path) -> None:
 
 def test_a_job_tests_then_trains_with_the_same_place(slurm: Path, tmp_path: Path) -> None:
     config = tmp_path / "a.yaml"
-    config.write_text("name: a\ndata: {paths: [prepared/one]}\n")
+    config.write_text("name: a\ndata: {paths: [prepared/one]}\n", encoding="utf-8")
     assert job.main(["--out", str(tmp_path / "run"), str(config)]) == 0
     smoke, training = calls(slurm, "srun")
     assert (
@@ -182,10 +182,10 @@ def test_a_job_tests_then_trains_with_the_same_place(slurm: Path, tmp_path: Path
 
 def test_what_must_be_alike_is_found_among_the_arguments(tmp_path: Path) -> None:
     config, broken, data = tmp_path / "a.yaml", tmp_path / "b.yaml", tmp_path / "set"
-    config.write_text("name: a\n")
-    broken.write_text("name: [")
+    config.write_text("name: a\n", encoding="utf-8")
+    broken.write_text("name: [", encoding="utf-8")
     data.mkdir()
-    (data / "manifest.json").write_text("{}")
+    (data / "manifest.json").write_text("{}", encoding="utf-8")
     assert job.inputs(["adapt", str(config), str(broken), "--data", str(data), "--seed", "1"]) == [config, broken, data]
 
 
@@ -198,13 +198,13 @@ def test_a_failed_test_ends_the_job_untrained(slurm: Path, tmp_path: Path, capfd
 
 @pytest.mark.parametrize("code", [1, 2, 137])
 def test_a_failing_training_is_not_put_back(slurm: Path, tmp_path: Path, code: int) -> None:
-    (slurm / "code").write_text(str(code))
+    (slurm / "code").write_text(str(code), encoding="utf-8")
     assert start_job(tmp_path) == code
     assert not calls(slurm, "requeue")
 
 
 def test_a_job_that_never_makes_a_step_is_put_back_once(slurm: Path, tmp_path: Path) -> None:
-    (slurm / "code").write_text(str(STOPPED_EXIT))
+    (slurm / "code").write_text(str(STOPPED_EXIT), encoding="utf-8")
     assert [start_job(tmp_path, restarts) for restarts in (0, 1)] == [STOPPED_EXIT] * 2
     assert len(calls(slurm, "scontrol requeue")) == 1
 

@@ -117,7 +117,7 @@ def test_a_patient_in_two_sets_is_found_told_and_moved(pair: tuple[Path, Path], 
     assert outcome.code == 1, outcome
     assert "one/a1 and two/b2: near duplicate" in outcome.out
     assert "1 pairs of one patient, 1 of them on different sides" in outcome.out
-    told = json.loads((tmp_path / "leaks.json").read_text())
+    told = json.loads((tmp_path / "leaks.json").read_text(encoding="utf-8"))
     assert [(leak["first"], leak["second"], leak["sides"]) for leak in told] == [
         ("one/a1", "two/b2", ["test", "train"])
     ]

@@ -112,7 +112,7 @@ def test_a_case_stays_below_its_estimate(tiny_base: SegVol, tmp_path: Path, zoom
     (case,) = find_cases(path, modality(MODALITY)).cases
     need = estimate(runner.footprint, loaded.size, Job(volume_size(path), 2, zoom, True), runner.steps[0], CPU)
     gc.collect()
-    before = int((PROC / "self" / "statm").read_text().split()[1]) * resource.getpagesize()
+    before = int((PROC / "self" / "statm").read_text(encoding="utf-8").split()[1]) * resource.getpagesize()
     note = runner.run(case, text_prompt_set(["liver", "spleen"]))
     used = note["peak_memory_mib"]["main memory"] * 2**20 - before
     assert used < need.host
@@ -208,11 +208,11 @@ def test_errors_of_full_memory_are_known() -> None:
 def fake_machine(root: Path, groups: str, files: dict[str, str]) -> tuple[Path, Path]:
     proc, cgroup = root / "proc", root / "cgroup"
     (proc / "self").mkdir(parents=True)
-    (proc / "meminfo").write_text("MemTotal:       2000000 kB\nMemAvailable:   1000000 kB\n")
-    (proc / "self" / "cgroup").write_text(groups)
+    (proc / "meminfo").write_text("MemTotal:       2000000 kB\nMemAvailable:   1000000 kB\n", encoding="utf-8")
+    (proc / "self" / "cgroup").write_text(groups, encoding="utf-8")
     for name, text in files.items():
         (cgroup / name).parent.mkdir(parents=True, exist_ok=True)
-        (cgroup / name).write_text(text)
+        (cgroup / name).write_text(text, encoding="utf-8")
     return proc, cgroup
 
 
@@ -236,7 +236,7 @@ def test_the_tightest_limit_counts(tmp_path: Path) -> None:
 
 def test_a_limit_on_the_address_space_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     proc, cgroup = fake_machine(tmp_path, "", {})
-    (proc / "self" / "status").write_text("VmSize:\t  600 kB\nVmHWM:\t  10 kB\n")
+    (proc / "self" / "status").write_text("VmSize:\t  600 kB\nVmHWM:\t  10 kB\n", encoding="utf-8")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1000 * 1024, -1))
     assert host_free(proc, cgroup) == 400 * 1024
 

@@ -26,7 +26,7 @@ def reference(request: pytest.FixtureRequest) -> dict[str, object]:
     table, arrays = GOLDEN / f"preprocess-{request.param}.json", GOLDEN / f"preprocess-{request.param}.npz"
     if not table.is_file() or not (DATA / "ct-mr").is_dir():
         pytest.skip(f"no reference numbers in {GOLDEN} or no volumes in {DATA}")
-    config = json.loads(table.read_text())
+    config = json.loads(table.read_text(encoding="utf-8"))
     image = nib.load(DATA / "ct-mr" / config["image"]).get_fdata(dtype=np.float32).T
     labels = np.asarray(nib.load(DATA / "ct-mr" / config["label"]).dataobj).T
     return {"config": config, "image": image, "labels": labels, **np.load(arrays)}

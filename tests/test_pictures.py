@@ -141,7 +141,7 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "missing": ("a.png", lambda path: None, "no such file"),
     "folder": ("a.png", lambda path: path.mkdir(), "cannot be read"),
     "empty": ("a.png", lambda path: path.write_bytes(b""), "is an empty file"),
-    "text": ("a.png", lambda path: path.write_text("<html>not found</html>"), "is no picture"),
+    "text": ("a.png", lambda path: path.write_text("<html>not found</html>", encoding="utf-8"), "is no picture"),
     "cut png": ("a.png", cut(pil(RGB)), "truncated or damaged"),
     "cut jpeg": ("a.jpg", cut(pil(RGB)), "truncated or damaged"),
     "cut tiff": ("a.tif", cut(pil(RGB)), "truncated or damaged"),

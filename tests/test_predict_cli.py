@@ -66,7 +66,7 @@ def files(folder: Path) -> list[str]:
 
 
 def note_of(out: Path, name: str = "scan") -> dict:
-    return json.loads((out / f"{name}.json").read_text())
+    return json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
 
 
 # Names ------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_points_boxes_and_files_say_the_same(models: Path, image: Path, tmp_path
             {"structure": "urinary bladder", "box": {"min": [14, 14, 6], "max": [21, 5, 2]}},
         ],
     }  # fmt: skip
-    (tmp_path / "prompts.json").write_text(json.dumps(written))
+    (tmp_path / "prompts.json").write_text(json.dumps(written), encoding="utf-8")
     assert predict(models, image, tmp_path / "file", "--prompts", tmp_path / "prompts.json").code == 0
     voxels = ["--point", "prostate:7,8,3", "--point", "-prostate:20,2,6", "--box", "bladder:14,5,2,21,14,6"]
     assert predict(models, image, tmp_path / "voxel", *voxels, "--space", "voxel").code == 0
@@ -246,7 +246,7 @@ def test_a_folder_of_prompts(models: Path, tmp_path: Path) -> None:
     for seed in range(2):
         entry = {"structure": "prostate", "points": [{"position": [7 + seed, 8, 3]}]}
         document = {"version": 1, "space": "voxel", "prompts": [entry]}
-        (tmp_path / "prompts" / f"case_{seed}.json").write_text(json.dumps(document))
+        (tmp_path / "prompts" / f"case_{seed}.json").write_text(json.dumps(document), encoding="utf-8")
     outcome = predict(models, tmp_path / "scans", tmp_path / "out", "--prompts", tmp_path / "prompts")
     assert outcome.code == 1
     assert "case_2.json: is missing" in outcome.err
@@ -275,7 +275,7 @@ def test_what_cannot_be_asked(
 ) -> None:
     path = tmp_path / "prompts.json"
     entry = {"structure": "prostate", "points": [{"position": [7, 8, 300]}]}
-    path.write_text(json.dumps({"version": 1, "space": "voxel", "prompts": [entry]}))
+    path.write_text(json.dumps({"version": 1, "space": "voxel", "prompts": [entry]}), encoding="utf-8")
     told(predict(models, image, tmp_path / "out", *[str(path) if word == "PROMPTS" else word for word in more]), *words)
     assert not (tmp_path / "out").exists()
 
@@ -327,7 +327,7 @@ def test_the_note_tells_how_the_mask_came_about(models: Path, image: Path, tmp_p
     assert (note["settings"]["bf16"], note["lattice"]) == (True, "volume")
     assert (note["zoom"], note["windows"]) == (False, {"prostate": 0})
     assert note["memory_given_up"] == []
-    assert str(tmp_path) not in (out / "scan.json").read_text()
+    assert str(tmp_path) not in (out / "scan.json").read_text(encoding="utf-8")
 
 
 def test_the_exact_way_is_the_references(models: Path, image: Path, tmp_path: Path) -> None:
@@ -351,13 +351,15 @@ def test_the_exact_way_is_the_references(models: Path, image: Path, tmp_path: Pa
 def test_a_note_never_replaces_the_prompts(models: Path, image: Path, tmp_path: Path, folder: bool) -> None:
     path = tmp_path / "prompts" / "scan.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({"version": 1, "space": "voxel", "prompts": [{"structure": "prostate"}]}))
-    before = path.read_text()
+    path.write_text(
+        json.dumps({"version": 1, "space": "voxel", "prompts": [{"structure": "prostate"}]}), encoding="utf-8"
+    )
+    before = path.read_text(encoding="utf-8")
     asked = ["--prompts", path.parent if folder else path]
     outcome = predict(models, image, path.parent, *asked, "--overwrite")
     told(outcome, "scan.json: holds the prompts", "choose another --out")
     assert files(path.parent) == ["scan.json"]
-    assert path.read_text() == before
+    assert path.read_text(encoding="utf-8") == before
 
 
 def test_nothing_found_is_said(models: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

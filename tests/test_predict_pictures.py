@@ -97,7 +97,7 @@ def test_a_mask_on_the_pictures_pixels_with_a_note(model: Path, photo: Path, tmp
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert outcome.out.strip() == str(out / "photo.png")
-    note = json.loads((out / "photo.json").read_text())
+    note = json.loads((out / "photo.json").read_text(encoding="utf-8"))
     assert note["labels"] == {"1": "lesion", "2": "eye"}
     assert note["prompts"]["lesion"]["origin"] == "user points + user box"
     assert note["prompts"]["eye"] == {"origin": "user box", "box": {"min": [0.0, 0.0], "max": [57.0, 36.0]}}
@@ -130,7 +130,7 @@ def test_a_folder_goes_on_past_a_bad_picture(model: Path, tmp_path: Path) -> Non
     document = {"version": 1, "space": "voxel", "prompts": [{"structure": "a", "points": [{"position": [4, 9]}]}]}
     for name in ("one", "two", "three"):
         Image.fromarray(picture(20, 20)).save(images / f"{name}.png")
-        (prompts / f"{name}.json").write_text(json.dumps(document))
+        (prompts / f"{name}.json").write_text(json.dumps(document), encoding="utf-8")
     (images / "two.png").write_bytes(b"nothing")
     options = ["--out", tmp_path / "out", "--model", model, "--prompts", prompts, "--device", "cpu"]
     outcome = call("predict", images, *options)
@@ -227,7 +227,7 @@ def test_sam2_answers_under_the_same_interface(sam2_folder: Path, photo: Path, t
         "--device", "cpu",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
-    assert "SAM 2" in json.loads((tmp_path / "out" / "photo.json").read_text())["model"]
+    assert "SAM 2" in json.loads((tmp_path / "out" / "photo.json").read_text(encoding="utf-8"))["model"]
 
 
 def test_sam2_without_its_package(photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_pictures_by_a_folder_of_supports(model: Path, tmp_path: Path) -> None:
         labels = np.array(Image.open(tmp_path / "out" / f"p{seed}.png"))
         assert dice(labels == 1, disc(seed)[1]) > 0.6
         assert (tmp_path / "out" / f"p{seed}" / "disc.png").is_file()
-    note = json.loads((tmp_path / "out" / "p50.json").read_text())
+    note = json.loads((tmp_path / "out" / "p50.json").read_text(encoding="utf-8"))
     assert note["labels"] == {"1": "disc"}
     assert note["supports"] == {"disc": ["p0", "p1", "p2", "p3"]}
     assert 0 < note["expected_dice"]["disc"] <= 1
@@ -67,7 +67,7 @@ def test_a_set_of_slices_is_drawn_from(model: Path, tmp_path: Path) -> None:
     query = write_pictures(tmp_path / "q", range(60, 61), masks=False) / "p60.png"
     outcome = predict(query, tmp_path / "out", model, tmp_path / "set", "--shots", "2", "--box", "disc:5,5,40,40")
     assert outcome.code == 0, outcome.err
-    note = json.loads((tmp_path / "out" / "p60.json").read_text())
+    note = json.loads((tmp_path / "out" / "p60.json").read_text(encoding="utf-8"))
     assert len(note["supports"]["disc"]) == 2
     assert note["prompted"] == ["disc"]
 
@@ -75,7 +75,7 @@ def test_a_set_of_slices_is_drawn_from(model: Path, tmp_path: Path) -> None:
 def test_a_support_may_be_shown_by_visual_prompts(model: Path, tmp_path: Path) -> None:
     support = write_pictures(tmp_path / "s", range(1), masks=False)
     box = {"structure": "disc", "box": {"min": [4, 4], "max": [60, 44]}}
-    (support / "p0.json").write_text(json.dumps({"version": 1, "space": "voxel", "prompts": [box]}))
+    (support / "p0.json").write_text(json.dumps({"version": 1, "space": "voxel", "prompts": [box]}), encoding="utf-8")
     query = write_pictures(tmp_path / "q", range(60, 61), masks=False) / "p60.png"
     outcome = predict(query, tmp_path / "out", model, support)
     # An untrained decoder draws what it draws: a mask, or nothing, which is told.
@@ -110,7 +110,7 @@ def test_a_volume_from_two_of_its_own_slices(model: Path, tmp_path: Path) -> Non
     labels = np.asarray(found.dataobj)
     assert dice(labels == 1, mask) > 0.75
     np.testing.assert_array_equal(labels[..., 4] == 1, mask[..., 4])  # what was drawn stays as it was drawn
-    note = json.loads((tmp_path / "out" / "scan.json").read_text())
+    note = json.loads((tmp_path / "out" / "scan.json").read_text(encoding="utf-8"))
     assert note["drawn_slices"] == [4, 7]
     assert (note["axis"], note["slices"]) == ("d", 12)
     assert (tmp_path / "out" / note["files"]["ball"]["probabilities"]).is_file()

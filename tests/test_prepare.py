@@ -60,7 +60,7 @@ def source(tmp_path: Path) -> Path:
     for i in range(6):
         save_case(root / "images" / f"case_{i}.nii.gz", root / "labels" / f"case_{i}.nii.gz", i)
     labels = {"0": "background", "1": "peripheral zone", "2": "transition zone"}
-    (root / "dataset.json").write_text(json.dumps({"modality": {"0": "T2"}, "labels": labels}))
+    (root / "dataset.json").write_text(json.dumps({"modality": {"0": "T2"}, "labels": labels}), encoding="utf-8")
     return root
 
 
@@ -182,7 +182,7 @@ def test_nnunet_regions_channels_and_ignore_label(tmp_path: Path) -> None:
         save_case(root / "imagesTr" / f"p_{i}_0000.nii.gz", root / "labelsTr" / f"p_{i}.nii.gz", i)
         save(root / "imagesTr" / f"p_{i}_0001.nii.gz", image_of(100 + i))
     described = {"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"background": 0, "prostate": [1, 2], "tz": 2}}
-    (root / "dataset.json").write_text(json.dumps(described))
+    (root / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
     with pytest.raises(UserError, match=r"channels \[0, 1\]; choose one with --channel"):
         prepare_folder(root, tmp_path / "out", name="n")
     dataset = prepare_folder(root, tmp_path / "out", name="n", channel=1)
@@ -190,7 +190,7 @@ def test_nnunet_regions_channels_and_ignore_label(tmp_path: Path) -> None:
     assert dataset.cases()[0].voxels == {"prostate": 24, "transition zone": 12}
     assert dataset.cases()[0].sources["image"]["path"] == "imagesTr/p_0_0001.nii.gz"
     described["labels"] = {"background": 0, "prostate": 1, "ignore": 2}
-    (root / "dataset.json").write_text(json.dumps(described))
+    (root / "dataset.json").write_text(json.dumps(described), encoding="utf-8")
     with pytest.raises(UserError, match="'ignore'"):
         prepare_folder(root, tmp_path / "other", name="n", channel=0)
 
@@ -323,7 +323,7 @@ def test_empty_missing_and_undescribed_folders(source: Path, tmp_path: Path) -> 
         prepare_folder(tmp_path / "empty", tmp_path / "out", name="x", modality="CT", labels={1: "liver"})
     with pytest.raises(UserError, match="does not exist"):
         prepare_folder(tmp_path / "nowhere", tmp_path / "out", name="x")
-    (source / "dataset.json").write_text("{")
+    (source / "dataset.json").write_text("{", encoding="utf-8")
     with pytest.raises(UserError, match="not valid JSON"):
         prepare_folder(source, tmp_path / "out", name="x")
     (source / "dataset.json").unlink()
@@ -336,7 +336,7 @@ def test_empty_missing_and_undescribed_folders(source: Path, tmp_path: Path) -> 
 def test_other_folders_are_never_overwritten(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "thesis.txt").write_text("precious")
+    (out / "thesis.txt").write_text("precious", encoding="utf-8")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="holds other files"):
             prepare_folder(source, out, name="x", overwrite=overwrite)
@@ -352,7 +352,7 @@ def test_a_killed_run_looks_incomplete_and_is_cleared(source: Path, tmp_path: Pa
     partial.mkdir()
     with pytest.raises(UserError, match="in the way"):
         prepare_folder(source, tmp_path / "out", name="x")
-    (partial / ".writing").write_text("elsewhere 1")
+    (partial / ".writing").write_text("elsewhere 1", encoding="utf-8")
     prepare_folder(source, tmp_path / "out", name="x")
     assert not partial.exists()
 
@@ -368,7 +368,7 @@ def test_a_full_disk_is_told(source: Path, tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_place_that_cannot_be_written_is_told(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
     with pytest.raises(UserError, match="check paths and permissions"):
         prepare_folder(source, tmp_path / "file" / "out", name="x")
 
@@ -556,9 +556,9 @@ def test_a_split_or_fold_that_is_none_is_told(tmp_path: Path, change: dict[str, 
     labels = {1: "liver", 2: "spleen"}
     prepare_folder(small_folder(tmp_path / "in", 3), tmp_path / "out", name="n", modality="T2", labels=labels, folds=2)
     path = tmp_path / "out" / "manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text(encoding="utf-8"))
     manifest["cases"][0] |= change
-    path.write_text(json.dumps(manifest))
+    path.write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(UserError, match=says):
         PreparedDataset.open(tmp_path / "out")
 

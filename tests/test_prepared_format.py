@@ -182,11 +182,11 @@ def test_two_writings_give_the_same_bytes_and_hashes_find_changes(source: Path, 
 def test_an_old_or_cut_folder_is_refused(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare_folder(source, out, name="s", modality="T2", labels=LABELS, val_fraction=0)
-    manifest = json.loads((out / "manifest.json").read_text())
-    (out / "manifest.json").write_text(json.dumps({**manifest, "version": 2}))
+    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    (out / "manifest.json").write_text(json.dumps({**manifest, "version": 2}), encoding="utf-8")
     with pytest.raises(UserError, match=r"version 2 and this release reads 3; prepare the data again"):
         PreparedDataset.open(out)
-    (out / "manifest.json").write_text(json.dumps(manifest))
+    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     masks = out / "cases" / "case_1" / "masks.npy"
     masks.write_bytes(masks.read_bytes()[:-3])
     with pytest.raises(UserError, match=r"masks\.npy has \d+ bytes where the manifest says"):
@@ -229,11 +229,11 @@ def test_exported_nnunet_holds_splits_and_only_whole_annotations(source: Path, t
     assert outcome.code == 0, outcome.err
     assert "left out, for they do not annotate all structures: extra" in outcome.out
     folder = tmp_path / "raw" / "Dataset007_Myset"
-    described = json.loads((folder / "dataset.json").read_text())
+    described = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     assert described["labels"] == {"background": 0, "liver": 1, "spleen": 2}
     assert (described["channel_names"], described["numTraining"]) == ({"0": "CT"}, 4)
     assert sorted(path.name for path in (folder / "imagesTr").iterdir()) == [f"c{i}_0000.nii.gz" for i in range(4)]
-    splits = json.loads((folder / "splits_final.json").read_text())
+    splits = json.loads((folder / "splits_final.json").read_text(encoding="utf-8"))
     assert [sorted(part["train"] + part["val"]) for part in splits] == [["c0", "c1", "c2", "c3"]] * 2
     np.testing.assert_array_equal(np.asarray(nib.load(folder / "labelsTr" / "c0.nii.gz").dataobj), small_labels(0))
 
@@ -253,7 +253,7 @@ def test_what_cannot_be_exported(dataset: PreparedDataset, tmp_path: Path, argum
 
 
 def test_export_leaves_other_folders_alone(dataset: PreparedDataset, tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("precious")
+    (tmp_path / "thesis.txt").write_text("precious", encoding="utf-8")
     outcome = call("export", dataset.folder, "--out", tmp_path)
     assert (outcome.code, "holds files already" in outcome.err) == (2, True)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]

@@ -33,7 +33,7 @@ def run(count: int, chain: Path, out: Path, *more: str) -> list[int | None]:
 
 
 def losses(out: Path) -> torch.Tensor:
-    rows = json.loads((out / "history.json").read_text())["rows"]
+    rows = json.loads((out / "history.json").read_text(encoding="utf-8"))["rows"]
     return torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
 
 
@@ -99,7 +99,7 @@ def test_two_processes_resumed_end_bit_equal_to_two_uninterrupted(chain: Path, t
 
 def test_an_error_of_the_first_ends_all(chain: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "other.txt").write_text("")
+    (tmp_path / "run" / "other.txt").write_text("", encoding="utf-8")
     assert run(2, chain, tmp_path / "run") == [2, 2]
     assert run(2, chain, tmp_path / "uneven", "batch_size=3") == [2, 2]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

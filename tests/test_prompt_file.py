@@ -91,7 +91,7 @@ BAD: dict[str, tuple[object, tuple[str, ...]]] = {
 def test_what_is_wrong_is_told_in_one_sentence(tmp_path: Path, kind: str) -> None:
     document, words = BAD[kind]
     path = tmp_path / "prompts.json"
-    path.write_text(json.dumps(document))
+    path.write_text(json.dumps(document), encoding="utf-8")
     with pytest.raises(UserError) as told:
         read_prompts(path)
     sentence = str(told.value)

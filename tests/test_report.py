@@ -127,7 +127,7 @@ def test_results_come_back_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("line", ['{"method": "base"}', "nonsense", "[1]", ""])
 def test_bad_results_file_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "results.jsonl"
-    path.write_text(line + "\n")
+    path.write_text(line + "\n", encoding="utf-8")
     with pytest.raises(UserError, match=re.escape(str(path))):
         read_results(path)
 

@@ -65,7 +65,7 @@ def test_published_figures_are_those_of_their_source(shared_data: Path) -> None:
     path = shared_data.parent / "design" / "published.json"
     if not path.exists():
         pytest.skip("the collection of published tables is not here")
-    published = json.loads(path.read_text())
+    published = json.loads(path.read_text(encoding="utf-8"))
     study = published["segvol_adaptation_study_dice"]
     of_study = {(r.group, r.structure, m): v for r in recipe("ct-mri-400").rows for m, v in r.values.items()}
     expected = {(g, s, m): v for g in ("CT", "MRI") for m, table in study[g].items() for s, v in table.items()}
@@ -99,7 +99,7 @@ def test_nothing_given_is_a_list_of_what_is_missing(tmp_path: Path) -> None:
     outcome = call("reproduce", "prostate-mri", "--out", tmp_path / "receipt")
     assert outcome.code == 1
     assert "missing: data of MRI" in outcome.out
-    receipt = json.loads((tmp_path / "receipt" / "receipt.json").read_text())
+    receipt = json.loads((tmp_path / "receipt" / "receipt.json").read_text(encoding="utf-8"))
     assert not receipt["complete"]
     assert all(line["ours"] is None and line["status"] == "missing" for line in receipt["lines"])
     assert [line["published"] for line in receipt["lines"]] == [0.382, 0.768, 0.797]
@@ -108,7 +108,7 @@ def test_nothing_given_is_a_list_of_what_is_missing(tmp_path: Path) -> None:
 def test_scores_stand_beside_the_published_ones(prepared: Path, base: Path, tmp_path: Path) -> None:
     outcome = call("reproduce", "prostate-mri", "--data", prepared, "--weights", base, "--out", tmp_path / "r")
     assert outcome.code == 1, outcome.err
-    receipt = json.loads((tmp_path / "r" / "receipt.json").read_text())
+    receipt = json.loads((tmp_path / "r" / "receipt.json").read_text(encoding="utf-8"))
     lines = {line["method"]: line for line in receipt["lines"]}
     scores = [r.dice for r in read_results(tmp_path / "r" / "results.jsonl")]
     assert len(scores) == 3
@@ -137,7 +137,7 @@ def test_a_table_that_is_complete_ends_well(prepared: Path, base: Path) -> None:
 def test_structures_that_data_lack_are_named(prepared: Path, base: Path, tmp_path: Path) -> None:
     outcome = call("reproduce", "ct-mri-400", "--data", prepared, "--weights", base, "--out", tmp_path / "r")
     assert outcome.code == 1
-    receipt = json.loads((tmp_path / "r" / "receipt.json").read_text())
+    receipt = json.loads((tmp_path / "r" / "receipt.json").read_text(encoding="utf-8"))
     lines = {(line["group"], line["structure"]): line for line in receipt["lines"] if line["method"] == "SegVol"}
     assert lines["MRI", "prostate"]["ours"] is not None
     assert lines["MRI", "postcava"]["reason"] == "data of MRI in which inferior vena cava is annotated"
@@ -174,10 +174,10 @@ def test_changed_files_are_refused(prepared: Path, base: Path) -> None:
 
 
 def test_a_patient_on_both_sides_is_refused(prepared: Path, base: Path) -> None:
-    manifest = json.loads((prepared / "manifest.json").read_text())
+    manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
     for case in manifest["cases"]:
         case["patient"] = "one"
-    (prepared / "manifest.json").write_text(json.dumps(manifest))
+    (prepared / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     outcome = call("reproduce", "prostate-mri", "--data", prepared, "--weights", base)
     assert outcome.code == 2
     assert "among the test and the training cases" in outcome.err
@@ -233,7 +233,7 @@ def test_support_sets_stand_beside_the_published_table(blobs: Path, sam: Path, t
     out = tmp_path / "r"
     outcome = call("reproduce", "gmiseg-table2", "--data", f"STARE={blobs}", "--weights", sam, "--out", out)
     assert outcome.code == 1, outcome.err  # the other sets are missing
-    receipt = json.loads((out / "receipt.json").read_text())
+    receipt = json.loads((out / "receipt.json").read_text(encoding="utf-8"))
     lines = {(line["group"], line["measure"], line["method"]): line for line in receipt["lines"]}
     ours = lines["STARE", "dice", "GMISeg"]
     records = read_results(out / "results.jsonl")
@@ -252,7 +252,7 @@ def test_slices_are_asked_by_boxes_where_a_model_has_no_classes(blobs: Path, sam
     out = tmp_path / "r"
     outcome = call("reproduce", "flare22-slices", "--data", blobs, "--weights", f"SAM zero-shot={sam}", "--out", out)
     assert outcome.code == 1
-    reasons = {line["reason"] for line in json.loads((out / "receipt.json").read_text())["lines"]}
+    reasons = {line["reason"] for line in json.loads((out / "receipt.json").read_text(encoding="utf-8"))["lines"]}
     assert "data of FLARE22 in which liver is annotated" in reasons
     outcome = call("reproduce", "cotraining", "--data", blobs, "--weights", f"MedSAM={sam}")
     assert outcome.code == 2

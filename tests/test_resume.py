@@ -136,7 +136,9 @@ def test_finished_cases_of_other_bits_or_headers_are_not_used(tmp_path: Path, mo
     with pytest.raises(UserError, match="disk is full"):
         prepare(tmp_path / "moved", names)
     for header in source.glob("Case00*.mhd"):
-        header.write_text(header.read_text().replace("ElementSpacing = ", "ElementSpacing = 1"))
+        header.write_text(
+            header.read_text(encoding="utf-8").replace("ElementSpacing = ", "ElementSpacing = 1"), encoding="utf-8"
+        )
     monkeypatch.setattr(run_module, "write_case", write)
     assert prepare(tmp_path / "moved", names) == prepare(tmp_path / "fresh2", names)
 
@@ -146,7 +148,7 @@ def test_a_second_start_leaves_the_first_ones_work_alone(tmp_path: Path) -> None
     partial, working = tmp_path / "out.partial", tmp_path / "out.unfinished" / "new" / "Case00"
     partial.mkdir()
     working.mkdir(parents=True)
-    (partial / ".writing").write_text(f"{socket.gethostname()} {os.getpid()}")
+    (partial / ".writing").write_text(f"{socket.gethostname()} {os.getpid()}", encoding="utf-8")
     outcome = call("prepare", "promise12", "--source", tmp_path / "in", "--out", tmp_path / "out")
     assert outcome.code == 2
     assert "is being written by process" in outcome.err

@@ -82,7 +82,7 @@ def test_task05_has_two_channels_two_zones_and_their_union(tmp_path: Path) -> No
 def test_a_dataset_json_that_disagrees_wins_and_is_told(tmp_path: Path) -> None:
     LAYOUTS["msd-prostate"](tmp_path / "in")
     described = {"modality": {"0": "ADC", "1": "T2"}, "labels": {"0": "background", "1": "TZ", "2": "PZ"}}
-    (tmp_path / "in/Task05_Prostate/dataset.json").write_text(json.dumps(described))
+    (tmp_path / "in/Task05_Prostate/dataset.json").write_text(json.dumps(described), encoding="utf-8")
     dataset = prepared("msd-prostate", tmp_path)
     assert dataset.manifest["label_values"]["peripheral zone"] == [2]
     assert any("dataset.json names the labels" in note for note in dataset.manifest["notes"])
@@ -198,9 +198,9 @@ def test_cases_of_one_name_are_left_out_and_told(tmp_path: Path) -> None:
     """A case that both lists name would be in two splits, and two images of one name in one folder."""
     LAYOUTS["m3d-seg"](tmp_path)
     path = tmp_path / "0009" / "0009.json"
-    described = json.loads(path.read_text())
+    described = json.loads(path.read_text(encoding="utf-8"))
     described["train"] += described["test"]
-    path.write_text(json.dumps(described))
+    path.write_text(json.dumps(described), encoding="utf-8")
     dataset = prepare_set("m3d-seg", tmp_path, tmp_path / "out")
     assert [case.id for case in dataset.cases()] == ["amos_0001", "amos_0507", "c"]
     (told,) = dataset.manifest["left_out"]

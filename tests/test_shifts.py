@@ -157,7 +157,7 @@ def test_shifts_from_the_command_line(tiny_base: SegVol, tmp_path: Path) -> None
     assert "Under corruptions base keeps" in text
     assert "flip left to right" in text
     assert len(list((out / "shifts_files").glob("*.svg"))) == 2
-    assert (out / "kept.csv").read_text().count("\n") == 1 + 5
+    assert (out / "kept.csv").read_text(encoding="utf-8").count("\n") == 1 + 5
     refused = call(*asked, out)
     assert refused.code == 2
     assert "holds shifts already" in refused.err

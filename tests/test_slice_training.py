@@ -138,7 +138,7 @@ def test_it_learns(blobs: Path, fresh: Path, tmp_path: Path) -> None:
     assert whole.code == 0, whole.err
     assert "100 steps" in whole.out
     model = tmp_path / "whole" / "model.safetensors"
-    rows = json.loads((tmp_path / "whole" / "history.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "whole" / "history.json").read_text(encoding="utf-8"))["rows"]
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     before, after = oracle_dice(fresh, blobs), oracle_dice(model, blobs)
     assert after > before + 0.2
@@ -210,4 +210,4 @@ def test_overlap_by_hand() -> None:
 def test_the_shipped_configuration_is_complete() -> None:
     path = config_path("sam_small")
     config = load_config(path, SliceTrainConfig)
-    assert yaml.safe_load(path.read_text()) == json.loads(config.model_dump_json())
+    assert yaml.safe_load(path.read_text(encoding="utf-8")) == json.loads(config.model_dump_json())

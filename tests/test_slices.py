@@ -188,7 +188,7 @@ def test_a_damaged_set_is_told(tmp_path: Path) -> None:
         (tmp_path / "s" / MANIFEST, json.dumps({"format": "adaptmedseg-slices", "version": 9}), "has version 9"),
         (tmp_path / "s" / MANIFEST, json.dumps({"format": "adaptmedseg-slices", "version": 1}), "is damaged"),
     ):
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=message):
             SliceDataset.open(tmp_path / "s")
     with pytest.raises(UserError, match="is no set of slices"):

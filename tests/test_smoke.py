@@ -136,11 +136,11 @@ def test_files_and_prepared_sets_are_known_by_content(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     file, manifest = tmp_path / "a.yaml", tmp_path / "set" / "manifest.json"
     for path in (file, manifest):
-        path.write_text("same")
+        path.write_text("same", encoding="utf-8")
     found = contents([file, tmp_path / "set", tmp_path / "nothing"])
     assert found[str(file)] == found[str(tmp_path / "set")] != "missing"
     assert found[str(tmp_path / "nothing")] == "missing"
-    manifest.write_text("other")
+    manifest.write_text("other", encoding="utf-8")
     assert contents([tmp_path / "set"])[str(tmp_path / "set")] != found[str(file)]
 
 

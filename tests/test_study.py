@@ -169,7 +169,7 @@ def test_a_report_speaks_of_the_gate_only_beside_the_adapters_own_base(
 def test_a_damaged_study_is_told(tmp_path: Path) -> None:
     save_study(tmp_path, records_of("a"), StudyNotes())
     for text in ("{", '{"methods": {}, "speed": 1}'):
-        (tmp_path / "study.json").write_text(text)
+        (tmp_path / "study.json").write_text(text, encoding="utf-8")
         with pytest.raises(UserError, match=r"study\.json: missing or damaged"):
             report_study(tmp_path, tmp_path, ReportText("x"))
     with pytest.raises(UserError, match="no results file"):
@@ -194,8 +194,8 @@ def test_pictures_and_report_of_a_study(data: list[StudyData], tiny_base: SegVol
 
 
 def test_two_sets_of_one_name_would_be_confused(data: list[StudyData], tiny_base: SegVol) -> None:
-    manifest = json.loads((data[1].dataset.folder / "manifest.json").read_text())
-    (data[1].dataset.folder / "manifest.json").write_text(json.dumps({**manifest, "name": "mri"}))
+    manifest = json.loads((data[1].dataset.folder / "manifest.json").read_text(encoding="utf-8"))
+    (data[1].dataset.folder / "manifest.json").write_text(json.dumps({**manifest, "name": "mri"}), encoding="utf-8")
     same = PreparedDataset.open(data[1].dataset.folder)
     with pytest.raises(UserError, match="two data sets are called 'mri'"):
         run_study([StudyMethod("base", loaded(tiny_base))], [data[0], StudyData(same, same.cases())], CPU)

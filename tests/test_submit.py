@@ -32,7 +32,7 @@ def sbatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
     script = f'#!/bin/sh\necho "$*" >> {folder}/calls\necho $((10 + $(wc -l < {folder}/calls)));\n'
-    (folder / "sbatch").write_text(script)
+    (folder / "sbatch").write_text(script, encoding="utf-8")
     (folder / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
     return folder
@@ -43,7 +43,7 @@ def dry(chain: Path, out: Path, *more: str | Path, config: str | Path | None = N
 
 
 def options(script: Path) -> list[str]:
-    return re.findall(r"^#SBATCH (.+)$", script.read_text(), flags=re.MULTILINE)
+    return re.findall(r"^#SBATCH (.+)$", script.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
 def well_formed(script: Path) -> bool:
@@ -57,7 +57,7 @@ def test_a_script_asks_for_what_was_given(chain: Path, tmp_path: Path) -> None:
     outcome = dry(chain, out, *given_options, *names)
     assert outcome.code == 0, outcome
     script = tmp_path / "run.slurm" / "train.sbatch"
-    assert script.read_text() in outcome.out
+    assert script.read_text(encoding="utf-8") in outcome.out
     assert set(options(script)) >= {
         "--time=1-12", "--nodes=2", "--ntasks-per-node=4", "--gres=gpu:4", "--cpus-per-task=8", "--mem=64G",
         "--partition=gpu", "--account=lab", "--qos=long", "--signal=B:USR1@120", "--requeue", "--open-mode=append",
@@ -70,7 +70,7 @@ def test_a_script_asks_for_what_was_given(chain: Path, tmp_path: Path) -> None:
 def test_the_configuration_is_kept_as_it_was_submitted(chain: Path, tmp_path: Path) -> None:
     outcome = dry(chain, tmp_path / "run", "budget.steps=7", "--seed", "3")
     assert outcome.code == 0, outcome
-    kept = yaml.safe_load((tmp_path / "run.slurm" / "config.yaml").read_text())
+    kept = yaml.safe_load((tmp_path / "run.slurm" / "config.yaml").read_text(encoding="utf-8"))
     assert (kept["budget"]["steps"], kept["seed"]) == (7, 3)
     assert f"{tmp_path}/run.slurm/config.yaml" in outcome.out
 
@@ -92,16 +92,16 @@ def test_jobs_wait_for_the_success_of_those_before(chain: Path, tmp_path: Path, 
         f"job {job}: {folder / name}.sbatch" for job, name in zip((11, 12, 13), names, strict=True)
     ]
     chained = "--dependency=afterok:{} --kill-on-invalid-dep=yes"
-    assert (sbatch / "calls").read_text().splitlines() == [
+    assert (sbatch / "calls").read_text(encoding="utf-8").splitlines() == [
         f"--parsable {folder}/train.sbatch",
         f"--parsable {chained.format(11)} {folder}/evaluate.sbatch",
         f"--parsable {chained.format(12)} {folder}/report.sbatch",
     ]
-    evaluation = (folder / "evaluate.sbatch").read_text()
+    evaluation = (folder / "evaluate.sbatch").read_text(encoding="utf-8")
     assert f"--model base={chain}/base.safetensors --model trained={out} --data {chain}/data" in evaluation
     assert "--gres=gpu:1" in evaluation
-    assert "gpu" not in (folder / "report.sbatch").read_text()
-    deaf = [name for name in names if "trap '' USR1 TERM" in (folder / f"{name}.sbatch").read_text()]
+    assert "gpu" not in (folder / "report.sbatch").read_text(encoding="utf-8")
+    deaf = [name for name in names if "trap '' USR1 TERM" in (folder / f"{name}.sbatch").read_text(encoding="utf-8")]
     assert deaf == ["train"]  # the others end when they are told to
     assert all(well_formed(folder / f"{name}.sbatch") for name in names)
 
@@ -112,9 +112,9 @@ def test_strategies_make_an_array(chain: Path, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome
     folder = tmp_path / "all.slurm"
     assert "--array=0-1" in options(folder / "train.sbatch")
-    command = (folder / "train.sbatch").read_text().splitlines()[-1]
+    command = (folder / "train.sbatch").read_text(encoding="utf-8").splitlines()[-1]
     assert command.endswith(f"--strategies lora,full budget.minutes=3 --data {chain}/data")
-    evaluation = (folder / "evaluate.sbatch").read_text()
+    evaluation = (folder / "evaluate.sbatch").read_text(encoding="utf-8")
     assert f"--model base=small --model lora={tmp_path}/all/lora --model full={tmp_path}/all/full" in evaluation
 
 
@@ -124,8 +124,9 @@ def test_names_with_blanks_and_quotes_survive(chain: Path, tmp_path: Path) -> No
     for name in ("train", "evaluate"):
         script = out.with_name(f"{out.name}.slurm") / f"{name}.sbatch"
         assert well_formed(script)
+        last = script.read_text(encoding="utf-8").splitlines()[-1]
         words = subprocess.run(
-            ["bash", "-c", f"set -- {script.read_text().splitlines()[-1]}; printf '%s\\n' \"$@\""],
+            ["bash", "-c", f"set -- {last}; printf '%s\\n' \"$@\""],
             capture_output=True, text=True, check=True,
         ).stdout  # fmt: skip
         assert str(out) in words
@@ -168,7 +169,7 @@ def test_what_could_only_fail_is_refused_here(
 
 def test_configurations_that_are_none_are_refused(chain: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
-    broken.write_text("name: [")
+    broken.write_text("name: [", encoding="utf-8")
     assert "broken.yaml: not readable as YAML" in dry(chain, tmp_path / "run", config=broken).err
     assert "neither a file nor a shipped one" in dry(chain, tmp_path / "run", config="unheard").err
     unknown = call("submit", "--strategies", "unheard", "--data", chain / "data", "--dry-run")
@@ -181,7 +182,7 @@ def test_a_finished_run_is_not_trained_again(chain: Path, tmp_path: Path) -> Non
     assert call("train", chain / "tiny.yaml", "--out", out, "--device", "cpu").code == 0
     assert "is finished" in dry(chain, out).err
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("mine")
+    (tmp_path / "other" / "notes.txt").write_text("mine", encoding="utf-8")
     assert "holds another run" in dry(chain, tmp_path / "other").err
 
 
@@ -196,7 +197,9 @@ def test_without_sbatch_it_says_where_to_go(chain: Path, tmp_path: Path, monkeyp
 
 
 def test_a_refusal_of_slurm_is_passed_on(chain: Path, tmp_path: Path, sbatch: Path) -> None:
-    (sbatch / "sbatch").write_text("#!/bin/sh\necho 'sbatch: error: invalid partition specified: x' >&2\nexit 1\n")
+    (sbatch / "sbatch").write_text(
+        "#!/bin/sh\necho 'sbatch: error: invalid partition specified: x' >&2\nexit 1\n", encoding="utf-8"
+    )
     outcome = call("submit", chain / "tiny.yaml", "--out", tmp_path / "run", "--partition", "x")
     assert outcome.code == 2
     assert "Slurm refuses it: sbatch: error: invalid partition specified: x" in outcome.err
@@ -237,7 +240,7 @@ def test_the_lead_is_shorter_than_the_limit() -> None:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_committed_scripts_go_on_and_name_nobody(script: Path) -> None:
-    text = script.read_text()
+    text = script.read_text(encoding="utf-8")
     assert well_formed(script)
     assert {"--requeue", "--open-mode=append"} < set(options(script))
     assert re.search(r"--signal=B:USR1@\d+", text)

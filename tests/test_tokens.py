@@ -119,7 +119,9 @@ def test_tokens_writes_figure_and_table(files: Path, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome
     outcome = call(*run, "--data", files / "prepared", "--out", tmp_path / "all")
     assert outcome.code == 0, outcome
-    counts = [len((tmp_path / name / "tokens.csv").read_text().splitlines()) - 1 for name in ("few", "all")]
+    counts = [
+        len((tmp_path / name / "tokens.csv").read_text(encoding="utf-8").splitlines()) - 1 for name in ("few", "all")
+    ]
     assert counts == [2 + 4, 2 + 4 + 2]  # one test case with two structures
     assert (tmp_path / "all" / "tokens.png").read_bytes().startswith(PNG)
 
@@ -220,7 +222,7 @@ def test_predict_doubts_a_modality_that_the_head_disagrees_with(files: Path, tmp
         outcome = call("predict", image, "--out", tmp_path / stated, "--modality", stated, "--structures", "prostate",
                        "--model", files / "adapter.safetensors", "--device", "cpu")  # fmt: skip
         assert outcome.code == 0, outcome
-        remarks = json.loads((tmp_path / stated / "scan.json").read_text())["remarks"]
+        remarks = json.loads((tmp_path / stated / "scan.json").read_text(encoding="utf-8"))["remarks"]
         doubts = [remark for remark in remarks if "looks like" in remark]
         assert len(doubts) == (stated == MODALITY), (stated, remarks)
         assert ("looks like T1 MRI" in outcome.err) == (stated == MODALITY)

@@ -44,8 +44,8 @@ def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
         files.logged(step / 30, row(step, **({"val_dice": 0.5} if step == 20 else {})))
         rows = read_rows(tmp_path / JSON)
         assert [r["step"] for r in rows] == list(range(10, step + 1, 10))
-        assert (tmp_path / CSV).read_text() == to_csv(rows)
-    cells = table((tmp_path / CSV).read_text())
+        assert (tmp_path / CSV).read_text(encoding="utf-8") == to_csv(rows)
+    cells = table((tmp_path / CSV).read_text(encoding="utf-8"))
     assert [r["val_dice"] for r in cells] == ["", "0.5", ""]
     assert list(cells[0])[:4] == ["step", "minutes", "loss", "lr"]
     # Ten steps of two images in ten seconds of the budget.
@@ -64,7 +64,7 @@ def test_going_on_cuts_rows_after_the_checkpoint(
     for found in straight[:last]:
         files.logged(0, found)
     if torn:  # killed while a row was written
-        (folder / JSON).write_text((folder / JSON).read_text()[:-5])
+        (folder / JSON).write_text((folder / JSON).read_text(encoding="utf-8")[:-5], encoding="utf-8")
     kept = min(kept, last - torn)
     again = RowFiles(folder, 1)
     again.started(kept)
@@ -73,7 +73,7 @@ def test_going_on_cuts_rows_after_the_checkpoint(
     rows = read_rows(folder / JSON)
     assert [r["step"] for r in rows] == list(range(1, 8))
     assert all(r.items() >= found.items() for r, found in zip(rows, straight, strict=True))
-    assert (folder / CSV).read_text() == to_csv(rows)
+    assert (folder / CSV).read_text(encoding="utf-8") == to_csv(rows)
 
 
 def test_the_first_row_has_no_rate_of_a_standing_clock() -> None:
@@ -193,10 +193,10 @@ def test_a_run_holds_what_followed_it(tmp_path: Path) -> None:
     outcome = call("train", *arguments(chain, tmp_path / "run", "budget.steps=12"))
     assert outcome.code == 0, outcome
     logs = tmp_path / "run" / "logs"
-    history = json.loads((tmp_path / "run" / "history.json").read_text())["rows"]
+    history = json.loads((tmp_path / "run" / "history.json").read_text(encoding="utf-8"))["rows"]
     rows = read_rows(logs / JSON)
     assert [r["loss"] for r in rows] == [r["loss"] for r in history]
-    assert [float(r["loss"]) for r in table((logs / CSV).read_text())] == [r["loss"] for r in history]
+    assert [float(r["loss"]) for r in table((logs / CSV).read_text(encoding="utf-8"))] == [r["loss"] for r in history]
     assert [step for step, _ in scalars(logs / "tensorboard", "loss")] == [10, 12]
 
 

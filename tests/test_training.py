@@ -47,7 +47,7 @@ STILL = AugmentConfig(
 )
 ALL_PROMPTS = PromptConfig(text=0.2, text_box=0.2, text_points=0.2, box=0.2, points=0.2)
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-ALL_CONFIGS = [p for p in sorted(CONFIGS.rglob("*.yaml")) if "budget" in yaml.safe_load(p.read_text())]
+ALL_CONFIGS = [p for p in sorted(CONFIGS.rglob("*.yaml")) if "budget" in yaml.safe_load(p.read_text(encoding="utf-8"))]
 TRAIN_CONFIGS = [p for p in ALL_CONFIGS if named_model(p) != "sam"]
 
 
@@ -411,7 +411,7 @@ def test_validations_see_the_average_and_leave_the_weights(tiny_base: SegVol) ->
 def test_shipped_configurations_load_and_are_complete(path: Path) -> None:
     kind: type[TrainConfig | SliceTrainConfig] = SliceTrainConfig if named_model(path) == "sam" else TrainConfig
     config = load_config(path, kind)
-    written = yaml.safe_load(path.read_text())
+    written = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert config.name == path.stem
     assert set(written) == set(kind.model_fields)
     assert kind.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json")))) == config
@@ -450,7 +450,7 @@ WRONG = {
 def test_a_wrong_configuration_names_file_and_key(tmp_path: Path, case: str) -> None:
     values, key = WRONG[case]
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump(values))
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
     with pytest.raises(UserError, match=key) as error:
         load_config(path, TrainConfig)
     assert str(error.value).startswith(str(path))
@@ -463,7 +463,7 @@ def test_unreadable_configurations_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_config(tmp_path, TrainConfig)
     broken = tmp_path / "broken.yaml"
-    broken.write_text("name: [1\n")
+    broken.write_text("name: [1\n", encoding="utf-8")
     with pytest.raises(UserError, match="not readable as YAML"):
         load_config(broken, TrainConfig)
     broken.write_bytes(b"\xff\xfe\x00")
@@ -473,7 +473,7 @@ def test_unreadable_configurations_are_told(tmp_path: Path) -> None:
 
 def test_overrides_reach_inner_keys_and_are_checked(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
-    path.write_text(yaml.safe_dump({**GOOD, "adapter": None}))
+    path.write_text(yaml.safe_dump({**GOOD, "adapter": None}), encoding="utf-8")
     config = load_config(path, TrainConfig, {"optimiser.lr": 0.5, "budget.steps": 7, "seed": 3})
     assert (config.optimiser.lr, config.budget.steps, config.seed) == (0.5, 7, 3)
     for key in ("adapter.priors.blocks", "name.first"):
@@ -493,7 +493,7 @@ def test_overrides_reach_entries_of_lists_by_number() -> None:
 
 
 def test_entries_of_a_list_that_the_file_has_not_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("name: mine\nbudget: {steps: 1}\n")
+    (tmp_path / "mine.yaml").write_text("name: mine\nbudget: {steps: 1}\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"adapter\.layers\.0\.rank: adapter\.layers is not in the file; write it out"):
         load_config(tmp_path / "mine.yaml", TrainConfig, {"adapter.layers.0.rank": 4})
 
@@ -510,7 +510,7 @@ def test_entries_of_a_list_that_the_file_has_not_are_refused(tmp_path: Path) -> 
     ],
 )
 def test_what_is_refused_has_its_line(tmp_path: Path, text: str, says: str) -> None:
-    (tmp_path / "mine.yaml").write_text("name: mine\nbudget: {steps: 1}\n" + text)
+    (tmp_path / "mine.yaml").write_text("name: mine\nbudget: {steps: 1}\n" + text, encoding="utf-8")
     with pytest.raises(UserError, match=says):
         load_config(tmp_path / "mine.yaml", TrainConfig)
 

@@ -64,7 +64,7 @@ def test_a_key_that_is_not_there_would_be_seen() -> None:
 @pytest.fixture
 def example(tmp_path: Path) -> Path:
     (found,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
-    (tmp_path / "mine.yaml").write_text(found)
+    (tmp_path / "mine.yaml").write_text(found, encoding="utf-8")
     return tmp_path / "mine.yaml"
 
 

@@ -85,7 +85,7 @@ def test_agreement_of_volumes_by_hand() -> None:
 def test_numbers_that_are_none_are_read_counted_and_told(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
     write_results(path, [record("x", "a", 0.5), record("x", "b", 0.7, extra={"hd95_mm": 3.5})])
-    path.write_text(path.read_text().replace("0.7", "NaN").replace("3.5", "Infinity"))
+    path.write_text(path.read_text(encoding="utf-8").replace("0.7", "NaN").replace("3.5", "Infinity"), encoding="utf-8")
     first, second = read_results(path)
     assert first.not_numbers == []
     assert (second.dice, second.extra["hd95_mm"], second.not_numbers) == (None, None, ["dice", "hd95_mm"])
@@ -218,15 +218,15 @@ def write_comparison(folder: Path, patients: int | None = None, **changes: objec
         "budget": {"steps": 5, "minutes": None}, "fold": None, "patients": patients,
     }  # fmt: skip
     folder.mkdir(parents=True)
-    (folder / "comparison.json").write_text(json.dumps(terms | changes))
+    (folder / "comparison.json").write_text(json.dumps(terms | changes), encoding="utf-8")
     for one in finished().runs:
         place = folder / one.strategy / f"seed{one.seed}" if one.seed is not None else folder / one.strategy
         place.mkdir(parents=True)
         config = "null" if one.seed is None else f"{{seed: {one.seed}, model: segvol, later: key}}"
-        (place / "job.yaml").write_text(f"name: {one.strategy}\nconfig: {config}\n")
+        (place / "job.yaml").write_text(f"name: {one.strategy}\nconfig: {config}\n", encoding="utf-8")
         write_results(place / "results.jsonl", one.records)
         if one.cost is not None:
-            (place / "cost.json").write_text(one.cost.model_dump_json())
+            (place / "cost.json").write_text(one.cost.model_dump_json(), encoding="utf-8")
     return folder
 
 
@@ -235,14 +235,14 @@ def test_a_report_of_comparisons_with_gaps(tmp_path: Path) -> None:
     write_comparison(tmp_path / "runs" / "patients_2", 2)
     (whole / "lora" / "seed0" / "results.jsonl").unlink()
     broken = whole / "gated" / "seed0" / "results.jsonl"
-    lines = broken.read_text().splitlines()
-    broken.write_text("\n".join([lines[0].replace("0.3", "NaN"), *lines[2:]]) + "\n")
+    lines = broken.read_text(encoding="utf-8").splitlines()
+    broken.write_text("\n".join([lines[0].replace("0.3", "NaN"), *lines[2:]]) + "\n", encoding="utf-8")
     out = tmp_path / "out"
     outcome = call("transfer", tmp_path / "runs", "--out", out)
     assert outcome.code == 0, outcome
     assert "gated has the highest mean Dice of 2 strategies" in outcome.out
     assert "lora, seed 0 is left out" in outcome.out
-    page = (out / "report.html").read_text()
+    page = (out / "report.html").read_text(encoding="utf-8")
     assert "lora, seed 0 is left out" in page
     assert "holds no numbers (NaN) for 1 case of mri" in page
     assert "Learning curves" in page
@@ -260,7 +260,7 @@ def edit_budget(folder: Path) -> list[str | Path]:
 
 
 def damage(folder: Path) -> list[str | Path]:
-    (write_comparison(folder / "x") / "comparison.json").write_text("{")
+    (write_comparison(folder / "x") / "comparison.json").write_text("{", encoding="utf-8")
     return [folder / "x"]
 
 
@@ -348,14 +348,19 @@ def test_a_summary_is_read_and_checked(prepared: StudyData, tmp_path: Path) -> N
     case = prepared.cases[0]
     metrics = {"1": {"Dice": 0.75, "n_pred": 4, "n_ref": case.voxels["prostate"]}}
     path = tmp_path / "summary.json"
-    path.write_text(json.dumps({"metric_per_case": [{"metrics": metrics, "prediction_file": f"x/{case.id}.nii.gz"}]}))
+    path.write_text(
+        json.dumps({"metric_per_case": [{"metrics": metrics, "prediction_file": f"x/{case.id}.nii.gz"}]}),
+        encoding="utf-8",
+    )
     (one,) = nnunet_records("nn", path, [prepared])
     assert (one.case, one.structure, one.dice) == (case.id, "prostate", 0.75)
     assert one.volume_ml == pytest.approx(4 * case.grid.voxel_ml)
-    path.write_text(path.read_text().replace(f'"n_ref": {case.voxels["prostate"]}', '"n_ref": 3'))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace(f'"n_ref": {case.voxels["prostate"]}', '"n_ref": 3'), encoding="utf-8"
+    )
     with pytest.raises(UserError, match="it was evaluated against another truth"):
         nnunet_records("nn", path, [prepared])
-    path.write_text("{}")
+    path.write_text("{}", encoding="utf-8")
     with pytest.raises(UserError, match="is no summary of nnU-Net"):
         nnunet_records("nn", path, [prepared])
 
@@ -373,7 +378,7 @@ def test_an_evaluation_and_nnunet_are_judged_together(prepared: StudyData, tmp_p
     outcome = call("transfer", tmp_path / "study", *given, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome
     assert "Against nnU-Net, trained from scratch, lora is +" in outcome.out
-    page = (tmp_path / "out" / "report.md").read_text()
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "nnU-Net's own results, read from nn" in page
 
 
@@ -393,7 +398,7 @@ def test_several_evaluations_make_one_report(tmp_path: Path) -> None:
         )
     outcome = call("report", tmp_path / "one", tmp_path / "two", "--out", tmp_path / "both")
     assert outcome.code == 0, outcome
-    page = (tmp_path / "both" / "report.html").read_text()
+    page = (tmp_path / "both" / "report.html").read_text(encoding="utf-8")
     assert all(word in page for word in ("terms of one", "terms of two", "two has no score of 1 case of mri: d."))
     again = call("report", tmp_path / "one", tmp_path / "both", "--out", tmp_path / "new")
     assert (again.code, "'one' was scored in" in again.err) == (2, True)

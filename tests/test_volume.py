@@ -137,7 +137,7 @@ def _broken(tmp_path: Path, kind: str) -> Path:
     elif kind == "empty file":
         path.write_bytes(b"")
     elif kind == "text":
-        path.write_text("this is no image")
+        path.write_text("this is no image", encoding="utf-8")
     elif kind == "truncated raw":
         SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array), str(tmp_path / "a.mhd"))
         (tmp_path / "a.raw").write_bytes(b"\0" * 100)

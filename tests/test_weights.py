@@ -134,7 +134,7 @@ def test_the_translation_is_a_pure_table() -> None:
 @pytest.mark.golden
 @pytest.mark.parametrize("name", ["segvol-tiny", "segvol-base"])
 def test_sizes_of_the_references_checkpoints(golden_dir: Path, tmp_path: Path, name: str) -> None:
-    spec = json.loads((golden_dir / f"{name}.json").read_text())
+    spec = json.loads((golden_dir / f"{name}.json").read_text(encoding="utf-8"))
     path = tmp_path / "weights.pth"
     zero = torch.zeros(1)
     tensors = {

@@ -53,7 +53,7 @@ WRONG_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda path: None, "no such file"),
     "folder": (lambda path: path.mkdir(), "cannot be read"),
     "empty": (lambda path: path.write_bytes(b""), "is no checkpoint"),
-    "page": (lambda path: path.write_text("<html>not found</html>"), "is no checkpoint"),
+    "page": (lambda path: path.write_text("<html>not found</html>", encoding="utf-8"), "is no checkpoint"),
     "zip cut early": (damaged(0.3, True), "truncated or damaged"),
     "zip cut late": (damaged(0.95, True), "truncated or damaged"),
     "pickle cut": (damaged(0.6, False), "truncated or damaged"),

@@ -43,9 +43,13 @@ class Shifted(nn.Module):
 @pytest.mark.parametrize("kind", ["text", "text_box"])
 @pytest.mark.parametrize("volume", ["ct", "mr"])
 def test_zoom_agrees_with_the_reference(golden_dir: Path, shared_data: Path, volume: str, kind: str) -> None:
-    spec = json.loads((golden_dir / "segvol-tiny.json").read_text())
+    spec = json.loads((golden_dir / "segvol-tiny.json").read_text(encoding="utf-8"))
     arrays = np.load(golden_dir / f"zoom-{volume}-{kind}.npz")
-    path = shared_data / "ct-mr" / json.loads((golden_dir / f"preprocess-{volume}.json").read_text())["image"]
+    path = (
+        shared_data
+        / "ct-mr"
+        / json.loads((golden_dir / f"preprocess-{volume}.json").read_text(encoding="utf-8"))["image"]
+    )
     normalised, crop = segvol_normalise(np.asarray(nib.load(path).dataobj, dtype=np.float32).transpose(2, 1, 0))
     image = np.ascontiguousarray(normalised[crop_slices(crop)])
     assert image.shape == tuple(arrays["shape"])

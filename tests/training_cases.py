@@ -31,7 +31,7 @@ def training_chain(root: Path, **changes: Any) -> Path:
     base = write_base(root / "base.safetensors")
     prompts = {"text": 0.4, "text_box": 0.2, "text_points": 0.2, "box": 0.1, "points": 0.1}
     config = CONFIG | {"validations": 0, "base": str(base), "prompts": prompts, "data": {"paths": [str(root / "data")]}}
-    (root / "tiny.yaml").write_text(yaml.safe_dump(config | changes))
+    (root / "tiny.yaml").write_text(yaml.safe_dump(config | changes), encoding="utf-8")
     return root
 
 

@@ -124,7 +124,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 def read_rows(path: Path) -> list[Row]:
     """Read a table that `write_rows` wrote. UserError where it is none."""
     try:
-        with path.open(newline="") as file:
+        with path.open(encoding="utf-8", newline="") as file:
             return [_row(values) for values in csv.DictReader(file)]
     except (OSError, KeyError, ValueError, TypeError):
         raise UserError(f"{path}: is no table of `adaptmedseg bench training-memory`; make one with it") from None

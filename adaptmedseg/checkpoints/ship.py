@@ -29,11 +29,11 @@ def ship(run: Path) -> str:
     }
     save_base(path, model, card, torch.float16)
     digest = weights_hash(load_base("small")[0])
-    history = json.loads((run / "history.json").read_text())
+    history = json.loads((run / "history.json").read_text(encoding="utf-8"))
     summary = {key: value for key, value in history["summary"].items() if key not in ("cases", "image_sha256")}
     text = {"weights_sha256": digest, "licence": LICENCE, "summary": summary}
-    path.with_suffix(".card.json").write_text(json.dumps(text, indent=1) + "\n")
-    path.with_suffix(".log.csv").write_text(_log(history["rows"]))
+    path.with_suffix(".card.json").write_text(json.dumps(text, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".log.csv").write_text(_log(history["rows"]), encoding="utf-8")
     return digest
 
 

@@ -187,5 +187,5 @@ def _tell(order: Order, scripts: list[Script], jobs: list[str]) -> None:
         print(f"job {job}: {script.path}")
     if not jobs:
         for script in scripts:
-            print(f"# {script.path}\n{script.path.read_text()}")
+            print(f"# {script.path}\n{script.path.read_text(encoding='utf-8')}")
         console.print(f"nothing was submitted; {order.folder} holds the scripts", markup=False, soft_wrap=True)

@@ -52,7 +52,7 @@ def _run(task: Task, device: str) -> str:
         return ""
     if code < 0:
         return f"its process was stopped by signal {-code}, most likely for memory (see {path})"
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in path.read_text(errors="replace", encoding="utf-8").splitlines() if line.strip()]
     last = lines[-1] if lines else "no reason given"
     return last.removeprefix(ERROR) if last.startswith(ERROR) else f"{last} (see {path})"
 

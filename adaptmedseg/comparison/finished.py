@@ -119,7 +119,7 @@ def _add_comparison(found: Finished, folder: Path) -> None:
 
 def _read_terms(path: Path) -> Terms:
     try:
-        return Terms.model_validate_json(path.read_text())
+        return Terms.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError):
         raise UserError(f"{path}: is damaged; remove the folder or leave it out") from None
 
@@ -159,7 +159,7 @@ def _add_run(found: Finished, folder: Path, terms: Terms) -> None:
     shown = strategy if seed is None else f"{strategy}, seed {seed}"
     try:
         records = read_results(folder / SCORES)
-        cost = Cost.model_validate_json((folder / COST).read_text()) if config else None
+        cost = Cost.model_validate_json((folder / COST).read_text(encoding="utf-8")) if config else None
     except (UserError, OSError, ValidationError, UnicodeDecodeError) as error:
         why = str(error) if isinstance(error, UserError) else f"{folder / COST} is missing or damaged"
         found.missing.append(f"{shown} is left out: {why.rstrip('.').split(';')[0]}.")
@@ -174,7 +174,7 @@ def _add_run(found: Finished, folder: Path, terms: Terms) -> None:
 def _read_job(path: Path) -> dict[str, Any]:
     """A job's text as far as it can be read: one that an earlier version wrote counts as well."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return {}
     return values if isinstance(values, dict) else {}

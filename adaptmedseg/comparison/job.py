@@ -59,7 +59,7 @@ class Job(BaseModel):
     def from_yaml(cls, path: Path) -> "Job":
         """Read what `to_yaml` wrote. UserError for anything else."""
         try:
-            return cls.model_validate(yaml.safe_load(path.read_text()))
+            return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
         except (OSError, yaml.YAMLError, UnicodeDecodeError, ValidationError):
             raise UserError(f"{path}: missing or damaged; remove the folder {path.parent}") from None
 

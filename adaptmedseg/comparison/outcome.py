@@ -43,7 +43,7 @@ def read_outcomes(tasks: Sequence[Task]) -> list[Outcome]:
 def _cost(task: Task) -> Cost:
     path = task.folder / COST
     try:
-        return Cost.model_validate_json(path.read_text())
+        return Cost.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError):
         raise UserError(f"{path}: is damaged; remove {task.folder} and run again") from None
 

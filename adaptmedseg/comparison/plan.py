@@ -183,7 +183,7 @@ def claim(out: Path, terms: Terms, tasks: Sequence[Task]) -> None:
 
 def _check_terms(path: Path, terms: Terms) -> None:
     try:
-        found = Terms.model_validate_json(path.read_text())
+        found = Terms.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError):
         raise UserError(f"{path}: is damaged; remove the folder or choose a new --out") from None
     for key in Terms.model_fields:

@@ -22,7 +22,7 @@ def load_strategy(path: Path, overrides: Mapping[str, object]) -> Strategy:
 
 def _trains_nothing(path: Path) -> bool:
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return False  # `load_config` says what is wrong
     return isinstance(values, dict) and "train" in values

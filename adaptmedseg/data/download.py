@@ -122,7 +122,10 @@ def check_recorded(path: Path, url: str, publisher: Checksum | None, found: Chec
     expected, whose = publisher, "the publisher's"
     if expected is None and note.exists():
         try:
-            expected, whose = Checksum("sha256", json.loads(note.read_text())["sha256"]), f"the one in {note.name}"
+            expected, whose = (
+                Checksum("sha256", json.loads(note.read_text(encoding="utf-8"))["sha256"]),
+                f"the one in {note.name}",
+            )
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{note}: is damaged; delete it to have {path.name} recorded anew") from None
     found = found or Checksum.of(path, expected.algorithm if expected else "sha256")

@@ -88,7 +88,7 @@ def _from_mask(method: str, dataset: PreparedDataset, case: PreparedCase, path: 
 def _summary(path: Path) -> dict[str, dict[str, Any]]:
     """Measures by case and label of nnU-Net's (version 2) summary.json."""
     try:
-        cases = json.loads(path.read_text())["metric_per_case"]
+        cases = json.loads(path.read_text(encoding="utf-8"))["metric_per_case"]
         return {volume_stem(Path(case["prediction_file"])): dict(case["metrics"]) for case in cases}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: is no summary of nnU-Net (version 2): it has no 'metric_per_case'") from None

@@ -225,7 +225,7 @@ def draw_overlays(
 def read_overlay_index(out: Path) -> list[dict]:
     """The pictures of a study folder: file name and the record each shows."""
     path = out / OVERLAYS / INDEX
-    return json.loads(path.read_text()) if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def save_study(out: Path, records: Sequence[Record], notes: StudyNotes, *, append: bool = False) -> None:
@@ -272,6 +272,6 @@ def _joined(old: dict[str, str], new: dict[str, str]) -> dict[str, str]:
 def read_notes(out: Path) -> StudyNotes:
     """The notes of a study folder. UserError where there is none."""
     try:
-        return StudyNotes(**json.loads((out / NOTES).read_text()))
+        return StudyNotes(**json.loads((out / NOTES).read_text(encoding="utf-8")))
     except (OSError, TypeError, json.JSONDecodeError):
         raise UserError(f"{out / NOTES}: missing or damaged; run `adaptmedseg evaluate` again") from None

@@ -96,14 +96,14 @@ def _verdict(records: Sequence[Record], notes: StudyNotes, base: str, adapted: s
 
 def _history(run: Path) -> list[dict[str, float]]:
     try:
-        return json.loads((run / "history.json").read_text())["rows"]
+        return json.loads((run / "history.json").read_text(encoding="utf-8"))["rows"]
     except (OSError, KeyError, json.JSONDecodeError):
         raise UserError(f"{run / 'history.json'}: missing or damaged; name the folder of a finished training") from None
 
 
 def _config(run: Path) -> str:
     try:
-        return (run / "config.yaml").read_text()
+        return (run / "config.yaml").read_text(encoding="utf-8")
     except OSError:
         raise UserError(f"{run / 'config.yaml'}: missing; name the folder of a finished training") from None
 

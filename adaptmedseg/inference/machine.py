@@ -130,7 +130,7 @@ def _mib(size: Bytes) -> float:
 
 def _reset_peak(proc: Path) -> bool:
     with contextlib.suppress(OSError):
-        (proc / "self" / "clear_refs").write_text("5")
+        (proc / "self" / "clear_refs").write_text("5", encoding="utf-8")
         return True
     return False
 
@@ -139,7 +139,7 @@ def _fields(path: Path) -> dict[str, Bytes]:
     """Lines 'Name:   123 kB' of a file in /proc; empty where there is none."""
     fields = {}
     with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines():
+        for line in path.read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
             number, _, unit = value.strip().partition(" ")
             if unit == "kB" and number.isdigit():
@@ -164,7 +164,7 @@ def _cgroup_free(proc: Path, cgroup: Path) -> Bytes | None:
 def _cgroup_folders(proc: Path, cgroup: Path) -> Iterator[tuple[Path, str, str]]:
     lines: list[str] = []
     with contextlib.suppress(OSError):
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
+        lines = (proc / "self" / "cgroup").read_text(encoding="utf-8").splitlines()
     for line in lines:
         _, controllers, name = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
@@ -179,7 +179,7 @@ def _cgroup_folders(proc: Path, cgroup: Path) -> Iterator[tuple[Path, str, str]]
 def _reclaimable(folder: Path) -> Bytes:
     """Cached files count as used, but give way."""
     with contextlib.suppress(OSError):
-        for line in (folder / "memory.stat").read_text().splitlines():
+        for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(" ")
             if name in ("inactive_file", "total_inactive_file"):
                 return int(value)
@@ -188,7 +188,7 @@ def _reclaimable(folder: Path) -> Bytes:
 
 def _number(path: Path) -> Bytes | None:
     with contextlib.suppress(OSError, ValueError):  # ValueError: "max", no limit
-        return int(path.read_text())
+        return int(path.read_text(encoding="utf-8"))
     return None
 
 

@@ -74,7 +74,7 @@ def inputs(arguments: Sequence[str]) -> list[Path]:
     found = [path for path in given if path.is_file() or (path / MANIFEST).is_file()]
     for path in [path for path in found if path.suffix in (".yaml", ".yml")]:
         with suppress(yaml.YAMLError, UnicodeDecodeError, LookupError, TypeError):  # the training says what is wrong
-            found += [Path(data) for data in yaml.safe_load(path.read_text())["data"]["paths"]]
+            found += [Path(data) for data in yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["paths"]]
     return found
 
 

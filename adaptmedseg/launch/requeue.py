@@ -69,7 +69,7 @@ def judge(starts: list[Start], asked: bool, requeues: int, most: int) -> Verdict
 def read_starts(path: Path, requeues: int) -> list[Start]:
     """This job's starts so far. A record of more of them than there were is another job's of the same number."""
     try:
-        starts = [Start(**fields) for fields in json.loads(path.read_text())]
+        starts = [Start(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError):
         return []
     return starts if len(starts) <= requeues else []

@@ -76,6 +76,12 @@ class CheckpointFolder:
         for step in self.steps()[: -self.keep]:
             self._remove(self.path(step))
 
+    def remove_all(self) -> None:
+        """Let go of every checkpoint, one whole one after the other, and of the folder."""
+        for step in self.steps():
+            self._remove(self.path(step))
+        shutil.rmtree(self.folder, ignore_errors=True)
+
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and a sentence for each newer one that is not; those are set aside.
 
@@ -120,13 +126,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
             raise UserError(f"{path}: has {path.stat().st_size} bytes instead of {stated['bytes']}")
         if file_sha256(path) != stated["sha256"]:
             raise UserError(f"{path}: was changed after it was written (its SHA-256 is another)")
-    return Checkpoint(manifest["step"], load_file(folder / TENSORS), json.loads((folder / FACTS).read_text()))
+    return Checkpoint(
+        manifest["step"], load_file(folder / TENSORS), json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    )
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
         seal = manifest.pop("seal")
     except FileNotFoundError:
         raise UserError(f"{path}: is missing") from None
@@ -146,13 +154,13 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     save_file({name: t.detach().cpu().contiguous() for name, t in checkpoint.tensors.items()}, folder / TENSORS)
-    (folder / FACTS).write_text(json.dumps(checkpoint.facts))
+    (folder / FACTS).write_text(json.dumps(checkpoint.facts), encoding="utf-8")
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
         for name in (TENSORS, FACTS)
     }
     manifest = {"format": CHECKPOINT_FORMAT, "step": checkpoint.step, "files": files}
-    (folder / MANIFEST).write_text(json.dumps(manifest | {"seal": _seal(manifest)}, indent=1))
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"seal": _seal(manifest)}, indent=1), encoding="utf-8")
     for path in (*folder.iterdir(), folder):
         _flush(path)
 

@@ -18,7 +18,7 @@ Config = TypeVar("Config", bound=BaseModel)
 def named_model(path: Path) -> str | None:
     """Which model a configuration says that it trains; None where it doesn't, or can't be read."""
     try:
-        values = yaml.safe_load(path.read_text())
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return None
     return values.get("model") if isinstance(values, dict) else None

@@ -38,7 +38,7 @@ def claimed(path: Path, *, wait: bool) -> Iterator[bool]:
 
     A file system without locks lets everybody in.
     """
-    with path.open("a") as file:
+    with path.open("a", encoding="utf-8") as file:
         mine = True
         if fcntl is not None:
             try:

@@ -16,7 +16,7 @@ Row = dict[str, float]
 def read_rows(path: Path) -> list[Row]:
     """The rows of a JSON file; a last line that a crash cut short is left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

@@ -74,8 +74,8 @@ class RunFolder:
         if not self.is_complete:
             return False
         try:
-            before = yaml.safe_load((self.out / CONFIG).read_text())
-            rows = json.loads((self.out / HISTORY).read_text())["rows"]
+            before = yaml.safe_load((self.out / CONFIG).read_text(encoding="utf-8"))
+            rows = json.loads((self.out / HISTORY).read_text(encoding="utf-8"))["rows"]
             spent = rows[-1]["step"], rows[-1]["minutes"]
         except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
             raise UserError(f"{self.out}: is no run of this version; choose another --out") from None
@@ -103,7 +103,7 @@ class RunFolder:
         if extendable:
             self.checkpoints().prune()
         else:
-            shutil.rmtree(self.training, ignore_errors=True)
+            self.checkpoints().remove_all()
 
 
 def check_free(out: Path) -> None:
@@ -152,8 +152,10 @@ def new_run(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        (partial / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-        (partial / HISTORY).write_text(json.dumps({"summary": summary, "rows": result.history}, indent=1))
+        (partial / CONFIG).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+        (partial / HISTORY).write_text(
+            json.dumps({"summary": summary, "rows": result.history}, indent=1), encoding="utf-8"
+        )
         shutil.copytree(logs, partial / LOGS, symlinks=True)
         yield partial
         _replace(partial, out)

@@ -58,8 +58,8 @@ def wandb(config: TrainConfig | SliceTrainConfig, folder: Path, name: str) -> Tr
         place = folder / "wandb"
         place.mkdir(parents=True, exist_ok=True)
         if step == 0 or not (place / RUN_ID).exists():
-            (place / RUN_ID).write_text(uuid.uuid4().hex[:12])
-        run = {"id": (place / RUN_ID).read_text(), "resume": "allow"}
+            (place / RUN_ID).write_text(uuid.uuid4().hex[:12], encoding="utf-8")
+        run = {"id": (place / RUN_ID).read_text(encoding="utf-8"), "resume": "allow"}
         mode = {"mode": "offline"} if os.environ.get(OFFLINE) else {}
         tracker = WandBTracker(config.tracking.project, name=name, dir=str(place), **run, **mode)
         tracker.start()
@@ -76,11 +76,11 @@ def mlflow(config: TrainConfig | SliceTrainConfig, folder: Path, name: str) -> T
         place.mkdir(parents=True, exist_ok=True)
         if "MLFLOW_TRACKING_URI" not in os.environ:
             importlib.import_module("mlflow").set_tracking_uri(f"sqlite:///{(place / 'mlflow.db').absolute()}")
-        known = (place / RUN_ID).read_text() if step and (place / RUN_ID).exists() else None
+        known = (place / RUN_ID).read_text(encoding="utf-8") if step and (place / RUN_ID).exists() else None
         artifacts = (place / "artifacts").absolute().as_uri()
         tracker = MLflowTracker(config.tracking.project, logging_dir=artifacts, run_name=name, run_id=known)
         tracker.start()
-        (place / RUN_ID).write_text(tracker.active_run.info.run_id)
+        (place / RUN_ID).write_text(tracker.active_run.info.run_id, encoding="utf-8")
         return tracker
 
     return Tracker("mlflow", start)

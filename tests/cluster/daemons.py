@@ -134,10 +134,12 @@ def _prepare(folder: Path, nodes: int) -> dict[str, str]:
     names = [f"n{number}" for number in range(1, nodes + 1)]
     lines = [NODE.format(name=name, port=_free_port(), cpus=cpus, memory=memory) for name in names]
     conf = CONF.format(host=socket.gethostname(), port=_free_port(), folder=folder, nodes="\n".join(lines))
-    (folder / "slurm.conf").write_text(conf)
-    (folder / "gres.conf").write_text("Name=gpu Count=2 File=/dev/tty[0-1]\n")  # no graphics processors: counted alone
-    hosts = Path("/etc/hosts").read_text().rstrip("\n")
-    (folder / "hosts").write_text("\n".join([hosts, *(f"127.0.0.1 {name}" for name in names), ""]))
+    (folder / "slurm.conf").write_text(conf, encoding="utf-8")
+    (folder / "gres.conf").write_text(
+        "Name=gpu Count=2 File=/dev/tty[0-1]\n", encoding="utf-8"
+    )  # no graphics processors: counted alone
+    hosts = Path("/etc/hosts").read_text(encoding="utf-8").rstrip("\n")
+    (folder / "hosts").write_text("\n".join([hosts, *(f"127.0.0.1 {name}" for name in names), ""]), encoding="utf-8")
     return {
         **{name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_"))},
         "SLURM_CONF": str(folder / "slurm.conf"),
@@ -167,7 +169,7 @@ def _start(folder: Path, nodes: int, environment: dict[str, str]) -> None:
 def _wait_until_idle(cluster: Cluster, nodes: int) -> None:
     ends = time.monotonic() + START_SECONDS
     while len(set(cluster.call("sinfo", "-hN", "-t", "idle", "-o", "%N", check=False).split())) < nodes:
-        logs = "\n".join(path.read_text()[-2000:] for path in sorted(cluster.folder.glob("*.log")))
+        logs = "\n".join(path.read_text(encoding="utf-8")[-2000:] for path in sorted(cluster.folder.glob("*.log")))
         assert time.monotonic() < ends, f"the nodes did not come up\n{logs}"
         time.sleep(0.2)
 
@@ -184,7 +186,7 @@ def _end(pid_file: Path) -> None:
     """End a daemon and wait until it is gone."""
     if not pid_file.is_file():
         return
-    pid = int(pid_file.read_text())
+    pid = int(pid_file.read_text(encoding="utf-8"))
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
     ends = time.monotonic() + STOP_SECONDS
@@ -198,7 +200,7 @@ def _end(pid_file: Path) -> None:
 def _lives(pid: int) -> bool:
     """Whether a process is there and not merely waiting to be collected by its parent."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
 

@@ -47,7 +47,9 @@ def submit(out: Path, *arguments: str | Path) -> list[str]:
 
 
 def log_of(out: Path) -> str:
-    return "\n".join(path.read_text() for path in sorted(out.with_name(f"{out.name}.slurm").glob("*.log")))
+    return "\n".join(
+        path.read_text(encoding="utf-8") for path in sorted(out.with_name(f"{out.name}.slurm").glob("*.log"))
+    )
 
 
 def wait_for_log(out: Path, pattern: str, count: int = 1) -> None:
@@ -62,7 +64,7 @@ def test_one_process_by_the_committed_script(cluster: Cluster, chain: Path, tmp_
     out = tmp_path / "run"
     options = ("--cpus-per-task=1", f"--chdir={ROOT}", f"--output={tmp_path}/log")
     job = cluster.submit(*options, ROOT / "slurm/cpu_test.sbatch", chain / "tiny.yaml", "--out", out)
-    assert cluster.wait(job, SECONDS) == ["COMPLETED"], (tmp_path / "log").read_text()
+    assert cluster.wait(job, SECONDS) == ["COMPLETED"], (tmp_path / "log").read_text(encoding="utf-8")
     assert (out / "model.safetensors").is_file()
     assert not out.with_name("run.training").exists()
 
