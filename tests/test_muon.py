@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from adaptmedseg.training.muon import BatchedMuon, orthogonalise
+from adaptmedseg.training.optimisers import step_all
 
 SHAPES = [(16, 48), (48, 16), (16, 48), (20, 20), (64, 16), (20, 20)]
 
@@ -44,3 +45,19 @@ def test_parameters_without_gradient_stay():
 def test_refuses_vectors():
     with pytest.raises(ValueError, match="matrices only"):
         BatchedMuon([nn.Parameter(torch.ones(4))], lr=0.1, weight_decay=0.0)
+
+
+def test_several_optimisers_share_one_scale_of_losses() -> None:
+    """What fp16 takes: each divides its gradients once, as if the loss had never been scaled."""
+    values = []
+    for scaled in (False, True):
+        first, second = (torch.nn.Parameter(torch.tensor([1.0, 2.0])) for _ in range(2))
+        optimisers = [torch.optim.SGD([first], lr=0.1), torch.optim.SGD([second], lr=0.1)]
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16) if scaled else None
+        loss = (first**2).sum() + (second**2).sum()
+        (loss if scaler is None else scaler.scale(loss)).backward()
+        step_all(optimisers, scaler)
+        assert first.grad is None
+        values.append((first.detach(), second.detach()))
+    torch.testing.assert_close(values[1], values[0])
+    torch.testing.assert_close(values[0][1], torch.tensor([0.8, 1.6]))

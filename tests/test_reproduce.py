@@ -252,7 +252,12 @@ def test_slices_are_asked_by_boxes_where_a_model_has_no_classes(blobs: Path, sam
     out = tmp_path / "r"
     outcome = call("reproduce", "flare22-slices", "--data", blobs, "--weights", f"SAM zero-shot={sam}", "--out", out)
     assert outcome.code == 1
-    reasons = {line["reason"] for line in json.loads((out / "receipt.json").read_text(encoding="utf-8"))["lines"]}
+    lines = json.loads((out / "receipt.json").read_text(encoding="utf-8"))["lines"]
+    reasons = {line["reason"] for line in lines}
+    overall = [line for line in lines if line["structure"] == ALL]
+    assert {(line["status"], line["ours"]) for line in overall} == {
+        ("not comparable", None)
+    }  # an average with background
     assert "data of FLARE22 in which liver is annotated" in reasons
     outcome = call("reproduce", "cotraining", "--data", blobs, "--weights", f"MedSAM={sam}")
     assert outcome.code == 2

@@ -44,7 +44,8 @@ class Published(BaseModel):
 
 class Recipe(BaseModel):
     """A published table. `data` and `models` say in words what is needed, `unknown` what the source leaves open, and
-    `not_comparable`, by measure, why its figures cannot be put beside ours. `ask` is how our models are asked."""
+    `not_comparable`, by measure or by structure, why its figures cannot be put beside ours. `ask` is how our models are
+    asked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: str

@@ -144,8 +144,9 @@ def _line(found: _Found, row: Published, method: str, published: float, seed: in
     place = (method, row.group, row.structure, measure)
     if recipe.models[method].kind == "other":
         return Line.without(place, published, "not ours")
-    if measure in recipe.not_comparable:
-        return Line.without(place, published, "not comparable", recipe.not_comparable[measure])
+    incomparable = recipe.not_comparable.get(measure) or recipe.not_comparable.get(row.structure)
+    if incomparable:
+        return Line.without(place, published, "not comparable", incomparable)
     lack = _lack(found, row, method)
     if lack:
         return Line.without(place, published, "missing", lack)

@@ -17,7 +17,7 @@ from adaptmedseg.training.average import WeightAverage
 from adaptmedseg.training.computing import compiled, computed_twice, deterministic
 from adaptmedseg.training.config import LoopConfig
 from adaptmedseg.training.objective import ModalityObjective, Objective
-from adaptmedseg.training.optimisers import build_optimisers, learning_rate_factor
+from adaptmedseg.training.optimisers import build_optimisers, learning_rate_factor, step_all
 from adaptmedseg.training.processes import Processes
 from adaptmedseg.training.sampling import Batch
 from adaptmedseg.training.sharding import shard
@@ -36,13 +36,13 @@ class Engine:
         self.accelerator = _accelerator(config, device)
         self.processes = Processes(self.accelerator.process_index, self.accelerator.num_processes)
         self.modality = ModalityObjective(model, modalities)
+        self.model = model
+        shared_out = config.compute.parallel == "fsdp" and self.processes.count > 1
+        self.plain = copy.deepcopy(model) if shared_out else None  # which can hold all of the weights
         self.undo = ExitStack()  # what is done to the model for the time of its training
         self._compute(model)
         forward = Objective(model, config.loss, self.modality, config.prompts.clicks)
-        self.model = model
-        self.plain: nn.Module | None = None  # where the weights are shared out: a model that can hold all of them
-        if config.compute.parallel == "fsdp" and self.processes.count > 1:
-            self.plain = copy.deepcopy(model)
+        if shared_out:
             self.forward: Any = shard(forward, self.device, self.processes.count)
         else:
             self.forward = self.accelerator.prepare(forward)
@@ -91,9 +91,7 @@ class Engine:
                 self.accelerator.backward(loss * self.processes.count)
             losses.append(loss.detach())
         self.accelerator.clip_grad_norm_(self.parameters, self.config.optimiser.clip)
-        for optimiser in self.optimisers:
-            optimiser.step()
-            optimiser.zero_grad()
+        step_all(self.optimisers, self.accelerator.scaler)
         self.average.update()
         return float(torch.stack(losses).sum())
 

@@ -1,6 +1,7 @@
 """Which optimiser takes which parameter, and how the learning rate goes."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -58,6 +59,20 @@ def build_optimisers(
         return [_adamw(decayed + plain if matrices else plain, config.lr)]
     muon = BatchedMuon(matrices, lr=config.lr, weight_decay=config.weight_decay, dtype=dtype)
     return [muon, _adamw(plain, config.lr)] if rest else [muon]
+
+
+def step_all(optimisers: Sequence[torch.optim.Optimizer], scaler: torch.amp.GradScaler | None) -> None:
+    """One update by each, and one of the scale of fp16's losses after the last: an update in between would have the
+    scaler forget whose gradients it had divided already."""
+    for optimiser in optimisers:
+        if scaler is None:
+            optimiser.step()
+        else:
+            scaler.step(getattr(optimiser, "optimizer", optimiser))  # what Accelerate wrapped, past its own update
+    if scaler is not None:
+        scaler.update()
+    for optimiser in optimisers:
+        optimiser.zero_grad()
 
 
 def _adamw(groups: list[dict[str, Any]], lr: float) -> torch.optim.AdamW:
