@@ -19,7 +19,7 @@ class LayerAdapterConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     kind: Kind = "rslora"
     rank: int = Field(8, ge=1)
-    alpha: float = Field(8.0, gt=0)
+    alpha: float = Field(8.0, gt=0, allow_inf_nan=False)
     targets: list[str] = Field(["image_encoder.blocks.*"], min_length=1)
 
     @model_validator(mode="before")
@@ -49,7 +49,7 @@ class PriorsConfig(BaseModel):
     width: int = Field(192, ge=32, multiple_of=32)
     modality_tokens: int = Field(10, ge=1)
     answers: Answers = "independent"
-    modality_loss: float = Field(0.01, ge=0)
+    modality_loss: float = Field(0.01, ge=0, allow_inf_nan=False)
 
 
 class SamAdapterConfig(BaseModel):

@@ -8,7 +8,7 @@ from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
 from adaptmedseg.training.running_config import CheckpointConfig, ComputeConfig, SelectionConfig
-from adaptmedseg.training.strict import Fraction, Positive, Strict
+from adaptmedseg.training.strict import Fraction, NotNegative, Positive, Strict
 from adaptmedseg.training.tracking_config import TrackingConfig
 
 Temperature = Annotated[float, Field(ge=1)]
@@ -111,9 +111,9 @@ class OptimiserConfig(Strict):
 
     lr: Positive = 1e-3
     matrices: Literal["muon", "adamw"] = "muon"
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    weight_decay: NotNegative = 1e-2
     warmup: Fraction = 0.05
-    clip: Positive = 1.0
+    clip: Annotated[float, Field(gt=0)] = 1.0  # infinite: gradients as they are
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.99
 
 

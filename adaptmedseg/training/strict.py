@@ -1,15 +1,29 @@
 """What all parts of a training's configuration have in common."""
 
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The plain types within an annotation, whatever stands around them."""
+    return {annotation}.union(*(_kinds(inner) for inner in get_args(annotation)))
 
 
 class Strict(BaseModel):
     """Unknown keys are errors, and values stay what they were when they were checked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def no_switch_as_number(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false for a number: pydantic would read them as 1 and 0."""
+        kinds = _kinds(cls.model_fields[info.field_name or ""].annotation)
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
+            raise ValueError("Input should be a number, not true or false")
+        return value
