@@ -173,6 +173,12 @@ def test_changed_files_are_refused(prepared: Path, base: Path) -> None:
     assert "SHA-256 differs" in outcome.err
 
 
+def test_a_group_that_the_cases_are_not_of_is_refused(prepared: Path, base: Path) -> None:
+    outcome = call("reproduce", "ct-mri-400", "--data", f"CT={prepared}", "--weights", base)
+    assert outcome.code == 2
+    assert "not CT; leave out 'CT='" in outcome.err
+
+
 def test_a_patient_on_both_sides_is_refused(prepared: Path, base: Path) -> None:
     manifest = json.loads((prepared / "manifest.json").read_text(encoding="utf-8"))
     for case in manifest["cases"]:

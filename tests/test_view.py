@@ -148,6 +148,19 @@ def test_long_questions_are_not_read(server: ViewServer) -> None:
     assert b"bytes" in content
 
 
+def test_a_length_in_other_digits_is_no_length(server: ViewServer) -> None:
+    status, _, reply = request(server, "POST", f"/{server.token}/ask", None, **{"Content-Length": "\u00b2"})
+    assert status == 400, reply
+
+
+def test_a_fault_of_ours_is_told_to_the_page(server: ViewServer, capfd: pytest.CaptureFixture[str]) -> None:
+    with mock.patch.object(VolumeScene, "ask", side_effect=RuntimeError("no memory left")):
+        status, _, reply = request(server, "POST", f"/{server.token}/ask", {"prompts": []})
+    assert status == 500
+    assert b"RuntimeError: no memory left" in reply
+    assert "Traceback" in capfd.readouterr().err
+
+
 def test_a_taken_port_is_told(server: ViewServer, scene: VolumeScene) -> None:
     with pytest.raises(UserError, match="is in use; choose another"):
         ViewServer(scene, b"", server.server_port)

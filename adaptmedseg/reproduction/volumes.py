@@ -46,14 +46,18 @@ class VolumeEvaluator:
         damaged = dataset.damaged()
         if damaged:
             raise UserError(damaged[0])
+        _check_patients(dataset, dataset.cases())
         by_group: dict[str, list[PreparedCase]] = {}
         for case in dataset.cases():
-            family = group or GROUPS.get(find_modality(case.modality).family, "")
-            by_group.setdefault(family, []).append(case)
+            family = GROUPS.get(find_modality(case.modality).family, "")
+            if group in GROUPS.values() and family not in ("", group):
+                raise UserError(
+                    f"{folder}: {case.id} is {case.modality}, not {group}; leave out '{group}=' before the folder"
+                )
+            by_group.setdefault(group or family, []).append(case)
         given = []
         for name, cases in by_group.items():
             test = [case for case in cases if case.split == "test"]
-            _check_patients(dataset, cases)
             if name in recipe.data and test:
                 given.append(_given(dataset, name, cases, test))
         return given

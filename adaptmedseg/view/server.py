@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import secrets
 import sys
 import threading
+import traceback
 import zlib
 from collections.abc import Callable
 from http import HTTPStatus
@@ -24,6 +26,7 @@ from adaptmedseg.errors import UserError
 from adaptmedseg.view.scene import Scene
 
 LOOPBACK = "127.0.0.1"
+HTTP_PORT = 80
 MAX_BODY = 1 << 20  # bytes: prompts are small
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -73,8 +76,9 @@ class ViewServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def hosts(self) -> tuple[str, ...]:
-        """What a browser that was sent here by `url` says in Host."""
-        return f"{LOOPBACK}:{self.server_port}", f"localhost:{self.server_port}"
+        """What a browser that was sent here by `url` says in Host; it leaves out the port that HTTP has by itself."""
+        port = "" if self.server_port == HTTP_PORT else f":{self.server_port}"
+        return f"{LOOPBACK}{port}", f"localhost{port}"
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -82,9 +86,28 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "adaptmedseg", ""
 
     def do_GET(self) -> None:
+        self._answer(self._get)
+
+    def do_POST(self) -> None:
+        self._answer(self._post)
+
+    def _answer(self, handle: Callable[[str], None]) -> None:
+        """Handle what was admitted; whatever goes wrong is told to the page, which would wait for nothing otherwise."""
         name = self._admitted()
         if name is None:
             return
+        try:
+            handle(name)
+        except UserError as error:
+            self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+        except ConnectionError:
+            raise
+        except Exception as error:  # the page goes on; the terminal gets the whole story
+            traceback.print_exc()
+            told = f"{type(error).__name__}: {error}; the terminal of `adaptmedseg view` says more"
+            self._send_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": told})
+
+    def _get(self, name: str) -> None:
         scene = self.server.scene
         made: dict[str, Callable[[], bytes | None]] = {
             "image.nii": scene.image,
@@ -102,23 +125,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send_json(HTTPStatus.NOT_FOUND, {"error": "there is nothing of this name"})
 
-    def do_POST(self) -> None:
-        name = self._admitted()
-        if name is None:
-            return
-        try:
-            if name == "ask":
-                self._ask(self._body())
-            elif name == "save":
-                with self.server.asking:
-                    file = self.server.scene.save()
-                self._send(
-                    HTTPStatus.OK, file.content, "application/octet-stream", {"X-File-Name": json.dumps(file.name)}
-                )
-            else:
-                self._send_json(HTTPStatus.NOT_FOUND, {"error": "there is nothing of this name"})
-        except UserError as error:
-            self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
+    def _post(self, name: str) -> None:
+        if name == "ask":
+            self._ask(self._body())
+        elif name == "save":
+            with self.server.asking:
+                file = self.server.scene.save()
+            self._send(HTTPStatus.OK, file.content, "application/octet-stream", {"X-File-Name": json.dumps(file.name)})
+        else:
+            self._send_json(HTTPStatus.NOT_FOUND, {"error": "there is nothing of this name"})
 
     def _ask(self, body: Any) -> None:
         if not isinstance(body, dict) or body.get("zoom") not in (None, True, False):
@@ -132,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> Any:
         """The JSON that was sent. UserError where it is none, or too long."""
         length = self.headers.get("Content-Length", "")
-        if not length.isdigit() or int(length) > MAX_BODY:
+        if not re.fullmatch("[0-9]{1,8}", length) or int(length) > MAX_BODY:
             raise UserError(f"a question has at most {MAX_BODY} bytes, and says how many")
         try:
             return json.loads(self.rfile.read(int(length)))
@@ -167,8 +182,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(content)
+        self.wfile.write(content)
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the address holds the token."""
