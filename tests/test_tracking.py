@@ -118,6 +118,14 @@ def test_a_tracker_is_given_configuration_and_rows() -> None:
     assert (end, said) == ("end", [])
 
 
+def test_a_tracker_of_a_training_that_was_stopped_is_ended() -> None:
+    spy = Spy()
+    observer = TrackerObserver(Tracker("tensorboard", lambda step: spy), CONFIG, lambda text: None)  # type: ignore[arg-type,return-value]
+    observer.started(0)
+    observer.interrupted(3)
+    assert spy.given[-1] == "end"
+
+
 def test_a_tracker_that_fails_is_told_of_once_and_left_out() -> None:
     spy, said = Spy(OSError("no connection")), list[str]()
     observer = TrackerObserver(Tracker("tensorboard", lambda step: spy), CONFIG, said.append)  # type: ignore[arg-type,return-value]

@@ -37,6 +37,7 @@ from adaptmedseg.training.optimisers import build_optimisers, learning_rate_fact
 from adaptmedseg.training.sampling import Batch, BatchStream
 from adaptmedseg.training.simulate import box_of, simulate_boxes, simulate_points
 from adaptmedseg.training.slice_config import SliceTrainConfig
+from adaptmedseg.training.stop import StopRequest, TrainingStopped
 from adaptmedseg.training.trainer import Trainer
 from adaptmedseg.training.views import CachedView
 
@@ -402,6 +403,27 @@ def test_validations_see_the_average_and_leave_the_weights(tiny_base: SegVol) ->
     assert len(seen) == 2
     assert shown == [0.25, 0.5, 0.75, 1.0]
     assert seen[-1] == pytest.approx(float(next(tiny_base.parameters()).detach().sum()))
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped", "failed"])
+def test_who_looks_on_is_told_that_a_training_ended_early(tiny_base: SegVol, stopped: bool) -> None:
+    told: list[tuple[str, int]] = []
+
+    class Watch(Observer):
+        def ended(self, step: int) -> None:
+            told.append(("ended", step))
+
+        def interrupted(self, step: int) -> None:
+            told.append(("interrupted", step))
+
+    config = settings(4, adapter=None, optimiser=OptimiserConfig(lr=1e-3 if stopped else 1e30, clip=math.inf))
+    source = BatchStream([view()], 1, 1, PromptConfig(), STILL, 0)
+    trainer = Trainer(tiny_base, source, config, torch.device("cpu"))
+    stop = StopRequest()
+    stop.made = stopped
+    with pytest.raises(TrainingStopped if stopped else UserError):
+        trainer.run(observers=[Watch()], stop=stop)
+    assert [name for name, _ in told] == ["interrupted"]
 
 
 # Configuration --------------------------------------------------------------------------

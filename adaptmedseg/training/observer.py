@@ -20,3 +20,6 @@ class Observer:
 
     def ended(self, step: int) -> None:
         """The budget is spent."""
+
+    def interrupted(self, step: int) -> None:
+        """Training ends before its budget is spent: it was stopped, or failed."""

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from adaptmedseg.data.files import write_atomic
@@ -26,12 +27,18 @@ def read_rows(path: Path) -> list[Row]:
 
 def to_csv(rows: list[Row]) -> str:
     """Rows as a table: the usual columns first, further ones by name, and an empty cell for what a row lacks."""
+    columns = columns_of(rows)
+    return _lines([dict(zip(columns, columns, strict=True)), *rows], columns)
+
+
+def columns_of(rows: list[Row]) -> list[str]:
     more = sorted({key for row in rows for key in row} - set(COLUMNS))
-    columns = [key for key in COLUMNS if any(key in row for row in rows)] + more
+    return [key for key in COLUMNS if any(key in row for row in rows)] + more
+
+
+def _lines(rows: Sequence[Mapping[str, object]], columns: list[str]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
+    csv.DictWriter(text, columns, restval="", lineterminator="\n").writerows(rows)
     return text.getvalue()
 
 
@@ -54,6 +61,7 @@ class RowFiles(Observer):
     def __init__(self, folder: Path, batch_size: int):
         self.folder = folder
         self.rows: list[Row] = []
+        self.columns: list[str] = []
         self.throughput = Throughput(batch_size)
 
     def started(self, step: int) -> None:
@@ -63,17 +71,17 @@ class RowFiles(Observer):
         self._write()
 
     def logged(self, done: float, row: Row) -> None:
-        before = {key for kept in self.rows for key in kept}
-        self.rows.append(self.throughput(row))
-        if set(self.rows[-1]) - before:  # another column
+        row = self.throughput(row)
+        self.rows.append(row)
+        if set(row) - set(self.columns):
             return self._write()
-        with (self.folder / JSON).open("a") as file:
-            file.write(_line(self.rows[-1]))
-        with (self.folder / CSV).open("a") as file:
-            file.write(to_csv([*self.rows]).splitlines()[-1] + "\n")
+        for name, text in ((JSON, _line(row)), (CSV, _lines([row], self.columns))):
+            with (self.folder / name).open("a", encoding="utf-8") as file:
+                file.write(text)
         return None
 
     def _write(self) -> None:
+        self.columns = columns_of(self.rows)
         write_atomic(self.folder / JSON, "".join(map(_line, self.rows)))
         write_atomic(self.folder / CSV, to_csv(self.rows) if self.rows else "")
 

@@ -112,6 +112,12 @@ class TrackerObserver(Observer):
                 self.running.log({_key(key): value for key, value in values.items() if key != "step"}, step=row["step"])
 
     def ended(self, step: int) -> None:
+        self._finish()
+
+    def interrupted(self, step: int) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
         if self.running is not None:
             with self._apart():
                 self.running.finish()

@@ -96,6 +96,27 @@ class Trainer:
         told = observers if self.processes.is_first else ()
         for observer in told:
             observer.started(self.position.step)
+        try:
+            self._train(validate, told, keeper, stop)
+        except BaseException:
+            for observer in told:
+                observer.interrupted(self.position.step)
+            raise
+        if keeper is not None and self.config.checkpoint.extendable:
+            self._save(keeper, told)
+        self.model = self.engine.finish()
+        for observer in told:
+            observer.ended(self.position.step)
+        return self._result()
+
+    def _train(
+        self,
+        validate: Validate | None,
+        told: Sequence[Observer],
+        keeper: CheckpointKeeper | None,
+        stop: StopRequest | None,
+    ) -> None:
+        """Step after step until the budget is spent."""
         batches = self._batches()
         while (done := self._done()) < 1:
             started = time.perf_counter()
@@ -110,12 +131,6 @@ class Trainer:
                 self._save(keeper, told)
             if stopping and self._done() < 1:
                 raise TrainingStopped(f"stopped at step {self.position.step}, as asked")
-        if keeper is not None and self.config.checkpoint.extendable:
-            self._save(keeper, told)
-        self.model = self.engine.finish()
-        for observer in told:
-            observer.ended(self.position.step)
-        return self._result()
 
     def _batches(self) -> Iterator[Batch]:
         self.stream.start = self.position.step
