@@ -192,8 +192,10 @@ def test_a_patient_on_both_sides_is_refused(prepared: Path, base: Path) -> None:
 def test_models_find_their_row(tiny_base: SegVol, base: Path, tmp_path: Path) -> None:
     assert kind_of(str(base), load_model(str(base))) == "base"
     priors = AdapterConfig(layers=[], priors=PriorsConfig(blocks=1, modality_tokens=2))
-    for kind, config in (("lora", one_kind("lora")), ("priors", priors), ("other", one_kind("med_sa"))):
-        path = tmp_path / f"{kind}.safetensors"
+    whole = one_kind("lora").model_copy(update={"train": ["mask_decoder.*"]})
+    kinds = (("lora", one_kind("lora")), ("priors", priors), ("other", one_kind("med_sa")), ("other", whole))
+    for number, (kind, config) in enumerate(kinds):
+        path = tmp_path / f"{number}.safetensors"
         torch.manual_seed(0)
         save_adapter(path, adapted(tiny_base, config), str(base), {})
         assert kind_of(str(path), load_model(str(path))) == kind

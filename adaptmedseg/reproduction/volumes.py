@@ -101,7 +101,7 @@ def kind_of(file: str, loaded: LoadedModel) -> Kind:
     if config.priors is not None:
         return "priors"
     only_lora = config.layers and all(layer.kind in ("lora", "rslora", "qv_lora") for layer in config.layers)
-    return "lora" if only_lora and not config.prompt_tokens else "other"
+    return "lora" if only_lora and not config.prompt_tokens and not config.train else "other"
 
 
 def _training(file: str, loaded: LoadedModel) -> dict[str, object]:
