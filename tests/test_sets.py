@@ -298,6 +298,28 @@ def _spoil(root: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "annotation", "another"),
+    [
+        ("promise12", "Case01_segmentation.mhd", "Case01_segmentation_v2.mhd"),
+        ("promise12", "Case01_segmentation.mhd", "Case01_seg.mha"),
+        ("saml", "Case01_Segmentation.nii.gz", "Case01_segmentation (1).nii.gz"),
+        ("t2w-prostate", "P_001_SEG.tiff", "P_001_SEG_corrected.tif"),
+        ("acdc", "patient001_frame01_gt.nii.gz", "patient001_frame01_gt_second.nii"),
+        ("brats2021", "BraTS2021_00001_seg.nii.gz", "BraTS2021_00001_seg-new.nii.gz"),
+    ],
+)
+def test_a_second_annotation_of_another_name_is_told(name: str, annotation: str, another: str, tmp_path: Path) -> None:
+    """Nobody but the user can know which of them is right."""
+    LAYOUTS[name](tmp_path)
+    known = KNOWN[name]
+    target = next(iter(known.targets), "")
+    assert not known.find(tmp_path, target).problems
+    first = next(path for path in sorted(tmp_path.rglob("*")) if path.name == annotation)
+    (first.parent / another).write_bytes(first.read_bytes())
+    assert any("has 2 annotations" in text and another in text for text in known.find(tmp_path, target).problems)
+
+
+@pytest.mark.parametrize(
     ("kind", "says"),
     [
         ("missing raw", "Case01.mhd names the data file Case01.raw, which is missing; copy both files"),

@@ -19,7 +19,7 @@ def find(root: Path, target: str) -> Cases:
         return SourceCase(f"{patient}_frame{key[1]}", image, label, patient, "cine MRI", split=split)
 
     images = grouped(root, r"patient(\d+)_frame(\d+)" + NIFTI)
-    return paired(images, grouped(root, r"patient(\d+)_frame(\d+)_gt" + NIFTI), make)
+    return paired(images, grouped(root, r"patient(\d+)_frame(\d+)_gt[^/]*?" + NIFTI), make)
 
 
 SET = DataSet(

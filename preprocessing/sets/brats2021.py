@@ -20,7 +20,7 @@ def find(root: Path, target: str) -> Cases:
         return SourceCase(f"{patient}-{contrast}", image, label, patient, _CONTRASTS[contrast], contrast=contrast)
 
     images = grouped(root, rf"BraTS2021_(\d+)_({'|'.join(_CONTRASTS)})" + NIFTI)
-    labels = grouped(root, r"BraTS2021_(\d+)_seg" + NIFTI)
+    labels = grouped(root, r"BraTS2021_(\d+)_seg[^/]*?" + NIFTI)
     return paired(images, labels, make, label_key=lambda key: key[:1])
 
 

@@ -13,7 +13,7 @@ def find(root: Path, target: str) -> Cases:
     """The training cases. Test cases repeat their numbers without annotation and are passed over."""
     test = r"(^|/)(live ?challenge_?)?test_?data"
     images = grouped(root, r"Case(\d+)\.(?:mhd|mha)", skip=test)
-    labels = grouped(root, r"Case(\d+)_segmentation\.(?:mhd|mha)", skip=test)
+    labels = grouped(root, r"Case(\d+)_seg[^/]*\.(?:mhd|mha)", skip=test)
     return paired(images, labels, named("Case{}", "T2 MRI"))
 
 

@@ -23,7 +23,7 @@ def find(root: Path, target: str) -> Cases:
         return SourceCase(name, image, label, name, "T2 MRI", site)
 
     images = grouped(root, rf"{_SITE}/Case(\d+)" + NIFTI)
-    labels = grouped(root, rf"{_SITE}/Case(\d+)_segmentation" + NIFTI)
+    labels = grouped(root, rf"{_SITE}/Case(\d+)_seg[^/]*?" + NIFTI)
     return paired(images, labels, make)
 
 

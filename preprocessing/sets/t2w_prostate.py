@@ -21,7 +21,7 @@ _ZONES = ("peripheral zone", "transition zone")
 def find(root: Path, target: str) -> Cases:
     """One case a stack."""
     images = grouped(root, r"T2_IMAGES/P_(\d+)\.tiff?")
-    labels = grouped(root, r"LABELS/P_(\d+)_SEG\.tiff?")
+    labels = grouped(root, r"LABELS/P_(\d+)_SEG[^/]*\.tiff?")
     return paired(images, labels, named("P_{}", "T2 MRI"))
 
 
