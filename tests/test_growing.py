@@ -292,3 +292,15 @@ def test_growth_that_cannot_be_is_told_in_one_sentence(chain: Path, tmp_path: Pa
     assert words in outcome.err.splitlines()[-1]
     assert outcome.err.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "bad").exists()
+
+
+def test_training_an_adapter_without_tokens_to_grow_is_refused(chain: Path, tmp_path: Path) -> None:
+    """And is not told which tokens to add."""
+    base, _ = load_base(str(chain / "base.safetensors"))
+    lora = AdaptedSegVol(base, AdapterConfig(layers=[LayerAdapterConfig()], priors=None), ["prostate"], [MR])
+    save_adapter(tmp_path / "lora.safetensors", lora, str(chain / "base.safetensors"), {})
+    outcome = grow_run(
+        chain, tmp_path / "bad", f"grow.adapter={tmp_path / 'lora.safetensors'}", "grow.modalities={T1 MRI: fresh}"
+    )
+    assert outcome.code == 2
+    assert "neither context priors nor prompt tokens" in outcome.err.splitlines()[-1]

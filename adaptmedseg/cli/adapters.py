@@ -83,7 +83,8 @@ def _few(names: list[str]) -> str:
 
 @app.command()
 def show(file: AdapterFile, base: Base = None) -> None:
-    """Show what an adapter file says of itself, and check it; exit code 1 where something is wrong with it.
+    """Show what an adapter file says of itself, and check it; exit code 1 where something is wrong with it, 2 where it
+    cannot be read.
 
     \b
     Examples:

@@ -7,6 +7,7 @@ from torch import nn
 
 from adaptmedseg.models.adapted import AdaptedSegVol
 from adaptmedseg.models.vocabulary import Vocabulary
+from adaptmedseg.modules.context_priors import ContextPriors
 from adaptmedseg.modules.priors.tokens import PriorPool, PromptTokens
 
 Pool = PriorPool | PromptTokens
@@ -23,14 +24,20 @@ def grow(model: AdaptedSegVol, tasks: dict[str, str | None], modalities: dict[st
     known = model.vocabulary
     new_tasks = [_relative(name, relative, known.tasks) for name, relative in tasks.items()]
     new_modalities = [_relative(name, relative, known.modalities) for name, relative in modalities.items()]
+    parts = growing_parts(model)
+    for part in parts:
+        part.grow(new_tasks, new_modalities)
+    model.vocabulary = Vocabulary((*known.tasks, *tasks), (*known.modalities, *modalities))
+
+
+def growing_parts(model: AdaptedSegVol) -> list[ContextPriors | PromptTokens]:
+    """The parts that hold a model's tokens. ValueError where there are none, or where they cannot grow."""
     parts = [part for part in (model.priors, model.prompt_tokens) if part is not None]
     if not parts:
         raise ValueError("the adapter has neither context priors nor prompt tokens, so there is nothing to add to")
     if any("modality_head" in name for name in model.adapters[model.name].tensors()):
         raise ValueError("layer adapters hang on the modality head, whose size would change; leave it out of targets")
-    for part in parts:
-        part.grow(new_tasks, new_modalities)
-    model.vocabulary = Vocabulary((*known.tasks, *tasks), (*known.modalities, *modalities))
+    return parts
 
 
 def _relative(name: str, relative: str | None, known: tuple[str, ...]) -> int | None:

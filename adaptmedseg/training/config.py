@@ -73,7 +73,7 @@ class BudgetConfig(Strict):
     @model_validator(mode="after")
     def one_of_them(self) -> "BudgetConfig":
         if (self.steps is None) == (self.minutes is None):
-            raise ValueError("give either steps or minutes")
+            raise ValueError("give either steps or minutes, and leave the other out or set it to null")
         return self
 
 

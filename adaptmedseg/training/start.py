@@ -13,7 +13,7 @@ from adaptmedseg.checkpoints.store import load_base, model_path
 from adaptmedseg.data.registry import normalise_name
 from adaptmedseg.errors import UserError
 from adaptmedseg.models.adapted import AdaptedSegVol
-from adaptmedseg.models.growing import grow, only_tokens_learn
+from adaptmedseg.models.growing import grow, growing_parts, only_tokens_learn
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.training.config import GrowConfig, TrainConfig
 
@@ -52,6 +52,10 @@ def _named_base(name: str, seed: int) -> tuple[SegVol, str, dict[str, object]]:
 
 def grow_adapter(config: GrowConfig, model: AdaptedSegVol, structures: list[str], modalities: list[str]) -> None:
     """Add what the configuration names, in place. UserError where it does not fit the data or the adapter."""
+    try:
+        growing_parts(model)
+    except ValueError as error:
+        raise UserError(f"grow.adapter {config.adapter}: {error}") from None
     tasks = _sources("tasks", config.tasks, model.tasks, structures)
     looks = _sources("modalities", config.modalities, model.modalities, modalities)
     for key, new, known, found in (
@@ -64,10 +68,7 @@ def grow_adapter(config: GrowConfig, model: AdaptedSegVol, structures: list[str]
                 f"grow.{key}: the training data hold '{missing[0]}', for which {config.adapter} has no token; add "
                 f"'{missing[0]}: {FRESH_TOKEN}' (or a relative) or train on other data"
             )
-    try:
-        grow(model, tasks, looks)
-    except ValueError as error:
-        raise UserError(f"grow.adapter {config.adapter}: {error}") from None
+    grow(model, tasks, looks)
 
 
 def _sources(key: str, asked: dict[str, str], known: list[str], found: list[str]) -> dict[str, str | None]:
