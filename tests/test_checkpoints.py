@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adaptmedseg.adapters.file import ADAPTER_FORMAT, load_adapter, read_card, save_adapter
 from adaptmedseg.checkpoints import store
+from adaptmedseg.checkpoints.fresh import seeded
 from adaptmedseg.checkpoints.store import BASE_FORMAT, load_base, save_base, weights_hash, write_tensors
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
@@ -88,6 +89,16 @@ def test_fresh_weights_follow_the_seed() -> None:
     other, _ = load_base("fresh:small", seed=4)
     assert weights_hash(first) == weights_hash(again) != weights_hash(other)
     assert card["seed"] == 3
+
+
+def test_a_name_with_a_seed_means_the_same_weights_everywhere() -> None:
+    named, card = load_base(seeded("fresh:small", 3), seed=7)
+    assert weights_hash(named) == weights_hash(load_base("fresh:small", seed=3)[0])
+    assert (card["name"], card["seed"]) == ("fresh:small", 3)
+    assert seeded("fresh:small@3", 5) == "fresh:small@3"
+    assert seeded("runs/base", 5) == "runs/base"
+    with pytest.raises(UserError, match="neither a known name"):
+        load_base("fresh:huge@1")
 
 
 def test_the_wrong_base_is_refused(adapter_file: Path, tiny_base: SegVol) -> None:

@@ -19,7 +19,9 @@ import yaml
 from small_cases import Outcome, call
 from training_cases import arguments, same_weights, start, training_chain
 
+from adaptmedseg.adapters.file import read_card
 from adaptmedseg.data.files import write_atomic
+from adaptmedseg.inference.loading import load_model
 from adaptmedseg.training import checkpoint as checkpoint_module
 from adaptmedseg.training.checkpoint import Checkpoint, CheckpointFolder, read_checkpoint
 from adaptmedseg.training.keeper import CheckpointKeeper
@@ -432,3 +434,12 @@ def test_a_checkpoint_of_another_model_is_refused(chain: Path, tmp_path: Path) -
     outcome = train(chain, tmp_path / "run", "--resume")
     assert outcome.code == 2
     assert "is not of this model (first difference: model.stranger)" in outcome.err.splitlines()[-1]
+
+
+def test_an_adapter_on_random_weights_finds_them_again(chain: Path, tmp_path: Path) -> None:
+    """Its file names the seed that drew them, which is no other one's."""
+    more = ["base=fresh:small", "seed=3", "budget.steps=1", "checkpoint.steps=null"]
+    outcome = call("train", *arguments(chain, tmp_path / "run", *more))
+    assert outcome.code == 0, outcome
+    assert read_card(tmp_path / "run" / "model.safetensors").base == "fresh:small@3"
+    assert load_model(str(tmp_path / "run")).structures

@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from adaptmedseg.checkpoints.fresh import fresh_config
 from adaptmedseg.checkpoints.known import KNOWN
 from adaptmedseg.checkpoints.sizes import check_shapes, count_layers, shapes_of
 from adaptmedseg.checkpoints.source import Checkpoint, check_target, finite_values, origin
@@ -160,9 +161,10 @@ def load_sam(name: str, seed: int = 0) -> tuple[Sam, dict[str, object]]:
 
     Raises UserError for a missing, damaged or foreign file.
     """
-    if name in FRESH_SAM:
+    if fresh := fresh_config(name, FRESH_SAM, seed):
+        config, plain, seed = fresh
         torch.manual_seed(seed)
-        return Sam(FRESH_SAM[name]), {"name": name, "trained_on": "nothing: fresh weights", "seed": seed}
+        return Sam(config), {"name": plain, "trained_on": "nothing: fresh weights", "seed": seed}
     path = model_path(name)
     if name in KNOWN and not path.exists():
         raise UserError(KNOWN[name].absent())

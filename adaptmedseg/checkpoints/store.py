@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from adaptmedseg.checkpoints.foreign import is_pytorch
+from adaptmedseg.checkpoints.fresh import fresh_config
 from adaptmedseg.checkpoints.known import KNOWN
 from adaptmedseg.data.download import file_hash as file_hash
 from adaptmedseg.errors import UserError
@@ -143,13 +144,15 @@ def model_path(name: str) -> Path:
 
 
 def load_base(name: str, seed: int = 0) -> tuple[SegVol, dict[str, object]]:
-    """A base model in float32 and its card, by known name ("small", "segvol"), file, run folder, or as "fresh:small".
+    """A base model in float32 and its card, by known name ("small", "segvol"), file, run folder, or as "fresh:small",
+    whose weights are random, drawn by `seed` or by that of "fresh:small@3".
 
     Raises UserError for a missing, damaged or foreign file.
     """
-    if name in FRESH:
+    if fresh := fresh_config(name, FRESH, seed):
+        config, plain, seed = fresh
         torch.manual_seed(seed)
-        return SegVol(FRESH[name]), {"name": name, "trained_on": "nothing: fresh weights", "seed": seed}
+        return SegVol(config), {"name": plain, "trained_on": "nothing: fresh weights", "seed": seed}
     path = model_path(name)
     if name in KNOWN and not path.exists():
         raise UserError(KNOWN[name].absent())

@@ -7,8 +7,9 @@ from typing import Annotated, cast
 import typer
 import yaml
 
+from adaptmedseg.checkpoints.fresh import is_fresh
 from adaptmedseg.checkpoints.known import KNOWN
-from adaptmedseg.checkpoints.store import FRESH, model_path
+from adaptmedseg.checkpoints.store import model_path
 from adaptmedseg.cli.common import console, split_names
 from adaptmedseg.cli.train import read_settings
 from adaptmedseg.data.files import write_atomic
@@ -142,7 +143,7 @@ def _check(settings: list[TrainConfig], folds: list[int], out: Path, array: bool
         asked: Sequence[int | None] = folds or [config.data.fold]
         for fold in asked:
             training_cases(config.model_copy(update={"data": config.data.model_copy(update={"fold": fold})}))
-        if config.base is not None and config.model == "segvol" and config.base not in FRESH:
+        if config.base is not None and config.model == "segvol" and not is_fresh(config.base):
             path = model_path(config.base)
             if not path.exists():
                 absent = (
@@ -175,7 +176,7 @@ def _reference(settings: TrainConfig) -> dict[str, str]:
         return {}
     if settings.grow is not None:
         return {"before": settings.grow.adapter}
-    return {} if settings.base is None or settings.base in FRESH else {"base": settings.base}
+    return {} if settings.base is None or is_fresh(settings.base) else {"base": settings.base}
 
 
 def _tell(order: Order, scripts: list[Script], jobs: list[str]) -> None:

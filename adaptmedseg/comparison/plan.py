@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adaptmedseg.checkpoints.fresh import seeded
 from adaptmedseg.checkpoints.store import load_base, weights_hash
 from adaptmedseg.comparison.job import COST, JOB, RUN, SCORES, Job, Question
 from adaptmedseg.comparison.strategies import Strategy
@@ -69,6 +70,7 @@ def make_plan(
 ) -> Plan:
     """Open everything. UserError for a base or data set that can't be used, sets of one name, no case to score, and a
     set whose training and test cases share no structure."""
+    base = seeded(base, 0)  # one start for all, whatever the seeds of the trainings
     weights = weights_hash(load_base(base)[0])
     known = load_model(base).structures
     new_data = [study_data(path, "test", fold) for path in new]

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from adaptmedseg.adapters.card import NOT_STATED
 from adaptmedseg.adapters.file import ADAPTER_FORMATS, load_adapter, read_card
 from adaptmedseg.checkpoints.foreign import own_format
+from adaptmedseg.checkpoints.fresh import is_fresh
 from adaptmedseg.checkpoints.sam import SAM_FORMAT
-from adaptmedseg.checkpoints.store import FRESH, file_hash, load_base, model_path, weights_hash
+from adaptmedseg.checkpoints.store import file_hash, load_base, model_path, weights_hash
 from adaptmedseg.checkpoints.unet_file import UNET_FORMAT, load_unet
 from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.data.views import ResizeMode
@@ -154,7 +155,7 @@ def trained_on_windows(card: dict[str, object]) -> bool:
 
 def _untrained(name: str, card: dict[str, object]) -> str:
     """A sentence on the parts of a base that hold random weights; empty where there are none."""
-    if name in FRESH:
+    if is_fresh(name):
         return f"'{name}' has random weights, so that its masks mean nothing; train it first"
     new = card.get("new")
     if not isinstance(new, dict):

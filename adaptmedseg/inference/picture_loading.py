@@ -7,7 +7,8 @@ from pathlib import Path
 
 from adaptmedseg.adapters.sam_file import SAM_ADAPTER_FORMAT, load_sam_adapter, read_sam_adapter
 from adaptmedseg.checkpoints.foreign import own_format
-from adaptmedseg.checkpoints.sam import FRESH_SAM, SAM_FORMAT, load_sam
+from adaptmedseg.checkpoints.fresh import is_fresh
+from adaptmedseg.checkpoints.sam import SAM_FORMAT, load_sam
 from adaptmedseg.checkpoints.store import SHIPPED, model_path, tensors_hash, weights_hash
 from adaptmedseg.data.pictures.frame import Fit
 from adaptmedseg.errors import UserError
@@ -50,7 +51,7 @@ def load_picture_model(name: str) -> LoadedPictureModel:
         return LoadedPictureModel(
             baseline, baseline.size, "stretch", True, frozenset(), hashes, f"SAM 2 ({Path(source).name}), zero-shot"
         )
-    if name not in FRESH_SAM:
+    if not is_fresh(name):
         form = own_format(model_path(name))
         if form == SAM_ADAPTER_FORMAT:
             return _load_adapted(model_path(name))

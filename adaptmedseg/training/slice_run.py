@@ -11,6 +11,7 @@ import torch
 
 from adaptmedseg.adapters.card import NOT_STATED
 from adaptmedseg.adapters.sam_file import save_sam_adapter
+from adaptmedseg.checkpoints.fresh import seeded
 from adaptmedseg.checkpoints.sam import load_sam, save_sam
 from adaptmedseg.checkpoints.store import MODEL_FILE, weights_hash
 from adaptmedseg.data.pictures.dataset import SliceDataset, SliceItem
@@ -69,7 +70,7 @@ def run_slice_training(
     with ExitStack() as claim:
         processes.of_first(lambda: claim.enter_context(folder.claimed(resume)))
         items, wanted = training_items(config)
-        base, card = load_sam(config.base, config.seed)
+        base, card = load_sam(seeded(config.base, config.seed))
         tell = partial(tell_all, observers if processes.is_first else ())
         followers = run_observers(config, folder.logs, out.name, tell)
         own = _identity(config, base, items)
@@ -156,6 +157,7 @@ def _save(
     with new_run(out, config, summary, result, logs) as partial_run:
         if isinstance(model, AdaptedSam):
             licence = str(card.get("licence", NOT_STATED))
-            save_sam_adapter(partial_run / MODEL_FILE, model, config.base, config.name, summary, licence)
+            base_name = seeded(config.base, config.seed)
+            save_sam_adapter(partial_run / MODEL_FILE, model, base_name, config.name, summary, licence)
         else:
             save_sam(partial_run / MODEL_FILE, model, {**about, "training": summary})

@@ -9,6 +9,7 @@ from torch import nn
 
 from adaptmedseg.adapters.card import AdapterCard
 from adaptmedseg.adapters.file import load_adapter, read_card
+from adaptmedseg.checkpoints.fresh import seeded
 from adaptmedseg.checkpoints.store import load_base, model_path
 from adaptmedseg.data.registry import normalise_name
 from adaptmedseg.errors import UserError
@@ -46,7 +47,8 @@ def load_start(config: TrainConfig) -> Start:
 
 
 def _named_base(name: str, seed: int) -> tuple[SegVol, str, dict[str, object]]:
-    base, card = load_base(name, seed)
+    name = seeded(name, seed)
+    base, card = load_base(name)
     return base, name, card
 
 
