@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 from small_cases import MODALITY, call, small_folder
+from transfer_cases import COST, finished, record, run, write_comparison
 
-from adaptmedseg.comparison.finished import Finished, FinishedRun, read_finished
-from adaptmedseg.comparison.job import Cost
+from adaptmedseg.comparison.finished import Finished, FinishedRun
 from adaptmedseg.comparison.judge import Scores, judge, ranked
 from adaptmedseg.comparison.outcome import mean_over_seeds
+from adaptmedseg.comparison.reading import read_finished
 from adaptmedseg.comparison.transfer import study_transfer
-from adaptmedseg.comparison.transfer_page import sentences, tables
+from adaptmedseg.comparison.transfer_page import tables
+from adaptmedseg.comparison.transfer_sentences import sentences
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.data.volume import to_grid
 from adaptmedseg.errors import UserError
@@ -29,18 +31,11 @@ from adaptmedseg.evaluation.bland_altman import agreement_table, volume_agreemen
 from adaptmedseg.evaluation.evaluate import dice
 from adaptmedseg.evaluation.gaps import find_gaps, gap_sentences, gap_tables
 from adaptmedseg.evaluation.nnunet import nnunet_records
-from adaptmedseg.evaluation.records import Record, read_results, write_results
+from adaptmedseg.evaluation.records import read_results, write_results
 from adaptmedseg.evaluation.significance import patient_means, rank_biserial
 from adaptmedseg.evaluation.study import StudyData, StudyNotes, save_study
-
-COST = Cost(trained=10, file_bytes=1000, steps=5, minutes=0.5, peak_mib=100)
-
-
-def record(method: str, case: str, dice: float | None, dataset: str = "mri", **changes: object) -> Record:
-    modality = "CT" if dataset == "ct" else MODALITY
-    plain = Record(method, dataset, modality, case, case, "prostate", "text", dice, 10.0, 12.0)
-    return replace(plain, **changes)  # type: ignore[arg-type]
-
+from adaptmedseg.evaluation.tables import paired_differences
+from adaptmedseg.evaluation.wording import change_95
 
 # Statistics -----------------------------------------------------------------------------
 
@@ -121,21 +116,6 @@ def test_means_over_seeds_keep_what_is_no_number() -> None:
 # Judging --------------------------------------------------------------------------------
 
 
-def run(strategy: str, values: Sequence[float], seed: int | None = 0, **changes: object) -> FinishedRun:
-    """Scores of MRI cases; CT is 0.8, and 0.1 less for what was trained without a gate."""
-    old = 0.8 if seed is None or strategy == "gated" else 0.7
-    records = [record(strategy, str(i), value) for i, value in enumerate(values)]
-    records += [record(strategy, f"ct{i}", old + 0.01 * i, "ct") for i in range(4)]
-    plain = FinishedRun(strategy, records, seed, cost=None if seed is None else COST)
-    return replace(plain, **changes)  # type: ignore[arg-type]
-
-
-def finished(*more: FinishedRun) -> Finished:
-    low, high = [0.1] * 6, [0.3 + 0.1 * i for i in range(6)]
-    runs = [run("base", low, None), run("gated", high), run("gated", [v + 0.1 for v in high], 1), run("lora", high)]
-    return Finished(runs=[*runs, *more], new={"mri"}, old={"ct"})
-
-
 def test_judging_by_hand() -> None:
     study = study_transfer(finished(), None, None)
     assert (study.base, study.reference, study.best) == ("base", "base", "gated")
@@ -154,9 +134,9 @@ def test_judging_by_hand() -> None:
     assert old["lora"] is not None
     assert (old["gated"].difference, old["lora"].difference) == (0.0, pytest.approx(-0.1))
     told = " ".join(sentences(study, finished()))
-    assert "gated has the highest mean Dice of 3 strategies: 0.600" in told
-    assert "The same score as base on every old case: gated." in told
-    assert "Most is forgotten by lora: −0.100" in told
+    assert "gated has the highest mean Dice of the 2 strategies that adapt the base: 0.600" in told
+    assert "The same score as base on every old case that both have: gated." in told
+    assert "Most is forgotten by lora: −0.100 on old CT data" in told
 
 
 def test_a_network_from_scratch_is_never_the_best_adaptation() -> None:
@@ -164,10 +144,16 @@ def test_a_network_from_scratch_is_never_the_best_adaptation() -> None:
     found.scratch.add("unet")
     study = study_transfer(found, None, "unet")
     assert study.best == "gated"
-    assert "Against unet, trained from scratch, gated is −0.350 apart on 10 cases" not in " ".join(
-        sentences(study, found)
-    )
-    assert any("Against unet" in sentence for sentence in sentences(study, found))
+    told = sentences(study, found)
+    assert "gated has the highest mean Dice of the 2 strategies" in told[0]
+    assert "gated differs from unet, trained from scratch, by −0.350 (95 % interval" in told[1]
+    assert "paired over the 6 cases both have, 0 better, 6 worse" in told[1]  # new data alone: 4 CT are scored too
+    assert told[1].startswith("On MRI data that are new to the base, ")
+    assert "not corrected for the choice among 2 strategies" in told[1]
+    new = [one for one in study.scores.records if one.dataset == "mri"]
+    for seed in (0, 7):
+        pair = paired_differences(new, "unet", "gated", seed=seed)[-1]
+        assert change_95(pair.interval) in sentences(study_transfer(found, None, "unet", seed), found)[1]
 
 
 def test_learning_curves_start_at_the_base() -> None:
@@ -211,25 +197,6 @@ def test_seeds_are_judged_by_their_own_means() -> None:
 # Folders --------------------------------------------------------------------------------
 
 
-def write_comparison(folder: Path, patients: int | None = None, **changes: object) -> Path:
-    """What `compare` leaves: a base, two seeds of a strategy and one that was not finished."""
-    terms = {
-        "new": {"nowhere/mri": "a"}, "old": {"nowhere/ct": "b"}, "base": "small", "base_hash": "c",
-        "budget": {"steps": 5, "minutes": None}, "fold": None, "patients": patients,
-    }  # fmt: skip
-    folder.mkdir(parents=True)
-    (folder / "comparison.json").write_text(json.dumps(terms | changes), encoding="utf-8")
-    for one in finished().runs:
-        place = folder / one.strategy / f"seed{one.seed}" if one.seed is not None else folder / one.strategy
-        place.mkdir(parents=True)
-        config = "null" if one.seed is None else f"{{seed: {one.seed}, model: segvol, later: key}}"
-        (place / "job.yaml").write_text(f"name: {one.strategy}\nconfig: {config}\n", encoding="utf-8")
-        write_results(place / "results.jsonl", one.records)
-        if one.cost is not None:
-            (place / "cost.json").write_text(one.cost.model_dump_json(), encoding="utf-8")
-    return folder
-
-
 def test_a_report_of_comparisons_with_gaps(tmp_path: Path) -> None:
     whole = write_comparison(tmp_path / "runs" / "patients_all")
     write_comparison(tmp_path / "runs" / "patients_2", 2)
@@ -240,7 +207,7 @@ def test_a_report_of_comparisons_with_gaps(tmp_path: Path) -> None:
     out = tmp_path / "out"
     outcome = call("transfer", tmp_path / "runs", "--out", out)
     assert outcome.code == 0, outcome
-    assert "gated has the highest mean Dice of 2 strategies" in outcome.out
+    assert "gated, the only strategy here that adapts the base, has a mean Dice of 0.6" in outcome.out
     assert "lora, seed 0 is left out" in outcome.out
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "lora, seed 0 is left out" in page
@@ -278,7 +245,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str | Path]], str]] = {
     "nothing there": (lambda folder: [folder], "holds neither a comparison nor an evaluation"),
     "other terms": (edit_budget, "was compared on other terms than the first (its budget differs)"),
     "damaged": (damage, "is damaged; remove the folder or leave it out"),
-    "one name twice": (twice, "'x' has scores elsewhere too"),
+    "one name twice": (twice, "'x' has scores in "),
     "reference": (named("--reference"), "--reference full: has no scores here; choose one of base, gated, lora"),
     "base": (named("--base"), "--base full: has no scores here"),
     "nnU-Net without truth": (
@@ -377,7 +344,7 @@ def test_an_evaluation_and_nnunet_are_judged_together(prepared: StudyData, tmp_p
     given = ["--nnunet", f"nnU-Net={tmp_path / 'nn'}", "--data", prepared.dataset.folder]
     outcome = call("transfer", tmp_path / "study", *given, "--out", tmp_path / "out")
     assert outcome.code == 0, outcome
-    assert "Against nnU-Net, trained from scratch, lora is +" in outcome.out
+    assert "lora differs from nnU-Net, trained from scratch, by +" in outcome.out
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "nnU-Net's own results, read from nn" in page
 

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from adaptmedseg.cli.common import Seed, named_pairs
-from adaptmedseg.comparison.finished import Finished, FinishedRun, read_finished
+from adaptmedseg.comparison.finished import Finished, FinishedRun
+from adaptmedseg.comparison.reading import read_finished
 from adaptmedseg.comparison.transfer import study_transfer
-from adaptmedseg.comparison.transfer_page import sentences, write_transfer
+from adaptmedseg.comparison.transfer_page import check_out, write_transfer
+from adaptmedseg.comparison.transfer_sentences import caveats, sentences
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.nnunet import nnunet_records
 from adaptmedseg.evaluation.study import study_data
@@ -25,7 +27,7 @@ def transfer(
         list[Path], typer.Option(help="Prepared data set(s) of --nnunet, where no comparison names them.")
     ] = [],  # noqa: B006
     base: Annotated[
-        str | None, typer.Option(help="What changes are counted from; the strategy without training.")
+        str | None, typer.Option(help="What changes are counted from; by default the strategy without training.")
     ] = None,
     reference: Annotated[str | None, typer.Option(help="Tested against; the base by default.")] = None,
     title: Annotated[str, typer.Option(help="The report's title.")] = "Transfer study",
@@ -42,12 +44,13 @@ def transfer(
       adaptmedseg transfer runs/compare --out runs/transfer --reference unet
       adaptmedseg transfer runs/compare --nnunet nnU-Net=predictions/fold_0 --out runs/transfer
     """
+    check_out(out)
     found = read_finished(runs)
     for name, source in named_pairs(nnunet, "--nnunet").items():
         _add_nnunet(found, name, Path(source), data)
     study = study_transfer(found, base, reference, seed)
-    paths = write_transfer(out, study, found, title, seed)
-    for sentence in [*sentences(study, found), *found.problems]:
+    paths = write_transfer(out, study, found, title)
+    for sentence in [*sentences(study, found), *caveats(study, found)]:
         print(sentence)
     print(paths.html)
 
@@ -58,7 +61,7 @@ def _add_nnunet(found: Finished, name: str, source: Path, data: list[Path]) -> N
     sources = [study_data(path, "test", None) for path in data] or list(found.sources.values())
     if not sources:
         raise UserError(f"--nnunet {name}={source}: name the prepared data that hold the truth with --data")
-    found.runs.append(FinishedRun(name, nnunet_records(name, source, sources)))
+    found.add(FinishedRun(name, nnunet_records(name, source, sources), folder=source, evaluated=True))
     found.scratch.add(name)
     found.notes.methods[name] = (
         f"nnU-Net's own results, read from {source.name}; that it was not trained on these cases cannot be checked here"

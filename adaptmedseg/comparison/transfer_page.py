@@ -8,26 +8,47 @@ import numpy as np
 
 from adaptmedseg.comparison.finished import Finished
 from adaptmedseg.comparison.judge import Judged
-from adaptmedseg.comparison.transfer import NEW, OLD, Transfer, side_of
+from adaptmedseg.comparison.sides import side_of
+from adaptmedseg.comparison.transfer import Transfer
+from adaptmedseg.comparison.transfer_sentences import caveats, sentences
 from adaptmedseg.comparison.transfer_tables import curve_tables, judged_csv, judged_table, price_table
 from adaptmedseg.data.files import write_atomic
+from adaptmedseg.data.staging import staged
+from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation import wording
 from adaptmedseg.evaluation.group_figures import boxes_svg, learning_svg, matrix_svg
 from adaptmedseg.evaluation.page import PageFigure, ReportTable
-from adaptmedseg.evaluation.report import ReportPaths
-from adaptmedseg.evaluation.study import OVERLAYS, RESULTS, save_study
+from adaptmedseg.evaluation.report import FILES_FOLDER, ReportPaths
+from adaptmedseg.evaluation.study import NOTES, OVERLAYS, RESULTS, save_study
 from adaptmedseg.evaluation.study_report import ReportText, package_versions, report_study
-from adaptmedseg.evaluation.tables import ALL_STRUCTURES, paired_differences
 
 TABLE = "transfer.csv"
+WRITTEN = {TABLE, RESULTS, NOTES, OVERLAYS, "report.html", "report.md", "results.csv", FILES_FOLDER}
 CURVES_SHOWN = 5  # figures of learning curves: all new data and the first sets
 
 
-def write_transfer(out: Path, study: Transfer, found: Finished, title: str, seed: int = 0) -> ReportPaths:
+def check_out(out: Path) -> None:
+    """UserError unless a study may be written to `out`: a new or empty folder, or an earlier study and nothing else."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; choose a new folder for --out")
+    held = sorted(path.name for path in out.iterdir()) if out.exists() else []
+    foreign = [name for name in held if TABLE not in held or name not in WRITTEN]
+    if foreign:
+        raise UserError(
+            f"{out}: holds {foreign[0]}, which is no part of a transfer study; choose a new folder for --out"
+        )
+
+
+def write_transfer(out: Path, study: Transfer, found: Finished, title: str) -> ReportPaths:
     """Write OUT/{report.html, report.md, results.csv, transfer.csv} with all that a report has, in the place of an
-    earlier one."""
-    (out / RESULTS).unlink(missing_ok=True)
-    shutil.rmtree(out / OVERLAYS, ignore_errors=True)
+    earlier one, which stays as it was until all is written. UserError as in `check_out`."""
+    check_out(out)
+    with staged(out.resolve(), TABLE, check_out, overwrite=True) as partial:
+        _write(partial, study, found, title)
+    return ReportPaths(out / "report.html", out / "report.md", out / "results.csv", out / FILES_FOLDER)
+
+
+def _write(out: Path, study: Transfer, found: Finished, title: str) -> None:
     _take_overlays(out, study)
     notes = found.notes
     notes.methods = {name: _described(name, found) for name in found.strategies}
@@ -41,13 +62,13 @@ def write_transfer(out: Path, study: Transfer, found: Finished, title: str, seed
         base=study.base,
         adapted=study.best,
         sentences=sentences(study, found),
-        caveats=[*found.problems, *_caveats(study)],
+        caveats=caveats(study, found),
         tables=tables(study),
         figures=figures(study, found),
         configs={study.best: found.configs[study.best]} if study.best in found.configs else {},
-        seed=seed,
+        seed=study.seed,
     )
-    return report_study(out, out, text)
+    report_study(out, out, text)
 
 
 def _described(name: str, found: Finished) -> str:
@@ -67,69 +88,9 @@ def _take_overlays(out: Path, study: Transfer) -> None:
             return
 
 
-def _caveats(study: Transfer) -> list[str]:
-    seeds = {item.seeds for item in study.sides if item.seeds}
-    told = []
-    if seeds and max(seeds) < 3:
-        told.append(
-            f"With {wording.count(max(seeds), 'seed')} the deviation over seeds is a rough guess; the tests compare "
-            "the models trained here, not the methods in general."
-        )
-    patients = max((item.row.patients for item in study.sides), default=0)
-    if patients < 10:
-        told.append(f"The tests rest on {wording.count(patients, 'patient')} at most.")
-    return told
-
-
-def sentences(study: Transfer, found: Finished) -> list[str]:
-    """The head of the page: who is best on new data, against training from scratch, and who forgets."""
-    told = []
-    for item in study.sides:
-        row = item.row
-        if row.method == study.best and row.modality.endswith(NEW) and row.mean is not None:
-            told.append(
-                f"On {row.modality.removesuffix(f', {NEW}')} data that are new to the base, {study.best} has the "
-                f"highest mean Dice of {len(_names(study, row.modality))} strategies: "
-                f"{wording.score(row.mean)} ({wording.interval(row.interval)}; {wording.count(row.n, 'case')} of "
-                f"{wording.count(row.patients, 'patient')})."
-            )
-    told += [_against_scratch(study, name) for name in found.scratch if study.best != study.base]
-    old = [item for item in study.sides if item.row.modality.endswith(OLD) and item.change is not None]
-    kept = [item.row.method for item in old if item.change is not None and not item.change.better + item.change.worse]
-    if kept:
-        told.append(f"The same score as {study.base} on every old case: {wording.listing(kept)}.")
-    worst = min(old, key=lambda item: item.change.difference if item.change else 0.0, default=None)
-    if worst is not None and worst.change is not None and worst.change.difference < 0:
-        told.append(
-            f"Most is forgotten by {worst.row.method}: {wording.change(worst.change.difference)} on "
-            f"{worst.row.modality} data ({wording.change_interval(worst.change.interval)})."
-        )
-    return [sentence for sentence in told if sentence]
-
-
-def _names(study: Transfer, side: str) -> set[str]:
-    return {item.row.method for item in study.sides if item.row.modality == side}
-
-
-def _against_scratch(study: Transfer, scratch: str) -> str:
-    pairs = paired_differences(study.scores.records, scratch, study.best, group=lambda _record: "")
-    over_all = [pair for pair in pairs if pair.structure == ALL_STRUCTURES]
-    if not over_all:
-        return ""
-    pair = over_all[0]
-    return (
-        f"Against {scratch}, trained from scratch, {study.best} is {wording.change(pair.difference)} apart on "
-        f"{wording.count(pair.n, 'case')} ({wording.change_interval(pair.interval)}; {pair.better} better, "
-        f"{pair.worse} worse; Wilcoxon's p {wording.p_value(pair.p)}, one test)."
-    )
-
-
 def tables(study: Transfer) -> list[ReportTable]:
     """All tables: sides first, then price, learning curves, sites, data sets, structures."""
-    found = []
-    for side in dict.fromkeys(item.row.modality for item in study.sides):
-        rows = [item for item in study.sides if item.row.modality == side]
-        found.append(judged_table(side, rows, study.base, study.reference))
+    found = [judged_table(side, rows, study.base, study.reference) for side, rows in study.by_side.items()]
     found.append(price_table(study.scores.runs))
     found += curve_tables(study.ticks, study.curves)
     if study.sites:
@@ -144,9 +105,9 @@ def figures(study: Transfer, found: Finished) -> list[PageFigure]:
     """Transfer matrix, boxes of new and old data, a matrix of sites, learning curves."""
     alt = "Mean Dice of every strategy on every data set; numbers are in the table by data set."
     drawn = [PageFigure("Transfer matrix: mean Dice", "transfer-matrix", _matrix(study.datasets), alt)]
-    for number, side in enumerate(dict.fromkeys(item.row.modality for item in study.sides), start=1):
-        rows = [item.row for item in study.sides if item.row.modality == side]
-        values = {row.method: _case_values(study, found, row.method, side) for row in rows}
+    for number, (side, rows) in enumerate(study.by_side.items(), start=1):
+        methods = dict.fromkeys(item.row.method for item in rows)
+        values = {method: _case_values(study, found, method, side) for method in methods}
         alt = f"Dice of every case by strategy, {side}"
         drawn.append(PageFigure(f"{side}: every case", f"boxes-{number}", boxes_svg(list(values), values), alt))
     if study.sites:

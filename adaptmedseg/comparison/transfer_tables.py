@@ -95,9 +95,10 @@ def curve_tables(ticks: Sequence[str], curves: Curves) -> list[ReportTable]:
             by_tick = {point.tick: point for point in points}
             rows.append([group, strategy, *(_point(by_tick.get(tick)) for tick in ticks)])
     header = ("Data", "Strategy", *ticks)
+    start = f"; {BASE_TICK} is the base without training" if BASE_TICK in ticks else ""
     note = (
         "Mean Dice (95 % interval, bootstrapped over patients) on the same unseen cases, by the number of patients of "
-        "each data set that were trained on; 0 is the base without training. The budget is the same everywhere."
+        f"each data set that were trained on{start}. The budget is the same everywhere."
     )
     return [ReportTable("Learning curves", header, rows, note, texts=2)] if rows else []
 

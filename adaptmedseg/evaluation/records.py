@@ -107,7 +107,11 @@ def read_results(path: Path) -> list[Record]:
     if not path.is_file():
         raise UserError(f"{path}: there is no results file here; run the evaluation first.")
     records: list[Record] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text, and so holds no results; run the evaluation again.") from None
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from adaptmedseg.data.registry import modality
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.tables import ALL_STRUCTURES, PairedRow, paired_differences
-from adaptmedseg.evaluation.wording import change, change_interval, count, listing, origin, score
+from adaptmedseg.evaluation.wording import change, change_95, count, listing, origin, score
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,6 @@ def _difference(row: PairedRow, shown: str, names: Mapping[str, str]) -> str:
     prompts = origin(row.base_origin)
     if row.base_origin != row.adapted_origin:
         prompts = f"{origin(row.base_origin)} against {origin(row.adapted_origin)}"
-    interval = f"95 % interval {change_interval(row.interval)}"
-    if row.interval is None:
-        interval = "too few patients for an interval"
     where = count(row.n, "case") + ("" if row.n == row.patients else f" of {count(row.patients, 'patient')}")
     base, adapted = names[row.base], names[row.adapted]
     if row.better == row.worse == 0:
@@ -80,7 +77,8 @@ def _difference(row: PairedRow, shown: str, names: Mapping[str, str]) -> str:
     verb = "raises" if row.difference > 0 else "lowers"
     return (
         f"On {shown}, {adapted} {verb} mean Dice from {score(row.base_mean)} ({base}) to {score(row.adapted_mean)}: "
-        f"{change(row.difference)} ({interval}; {where}, {row.better} better, {row.worse} worse; prompt: {prompts})."
+        f"{change(row.difference)} ({change_95(row.interval)}; {where}, {row.better} better, {row.worse} worse; "
+        f"prompt: {prompts})."
     )
 
 

@@ -7,6 +7,7 @@ from adaptmedseg.inference.prompt_origin import is_oracle
 MINUS = "\N{MINUS SIGN}"
 DASH = "\N{EN DASH}"
 MISSING = "\N{EM DASH}"
+TOO_FEW = "too few patients for an interval"
 
 
 def score(value: float | None) -> str:
@@ -28,6 +29,16 @@ def change(value: float) -> str:
 def change_interval(bounds: tuple[float, float] | None) -> str:
     """An interval of differences."""
     return MISSING if bounds is None else f"{change(bounds[0])} to {change(bounds[1])}"
+
+
+def interval_95(bounds: tuple[float, float] | None) -> str:
+    """An interval of Dice values in a sentence."""
+    return TOO_FEW if bounds is None else f"95 % interval {interval(bounds)}"
+
+
+def change_95(bounds: tuple[float, float] | None) -> str:
+    """An interval of differences in a sentence."""
+    return TOO_FEW if bounds is None else f"95 % interval {change_interval(bounds)}"
 
 
 def volume(value: float | None) -> str:

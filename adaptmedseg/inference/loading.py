@@ -24,6 +24,7 @@ from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.about import base_licence
 
 BASE_HASH = "base weights"
+UNET_HASH = "file"
 AnyModel = SegVol | AdaptedSegVol | ReferenceUNet
 
 
@@ -98,7 +99,7 @@ def load_model(name: str, base: str | None = None) -> LoadedModel:
         seen = frozenset(cast(list, training.get("image_sha256", [])))
         lineage = f"U-Net from scratch ({training.get('config')})"
         return LoadedModel(
-            unet.eval(), unet.spatial_size, resize, unet.structures, seen, {"file": file_hash(path)}, lineage,
+            unet.eval(), unet.spatial_size, resize, unet.structures, seen, {UNET_HASH: file_hash(path)}, lineage,
             trained_on_windows({"training": training}), normalisation=recorded_normalisation(training),
         )  # fmt: skip
     if kind == SAM_FORMAT:

@@ -64,7 +64,7 @@ def _number(value: float) -> str:
 
 
 def _sentence(row: Kept) -> str:
-    interval = "too few patients for an interval" if row.interval is None else wording.interval(row.interval)
+    interval = wording.TOO_FEW if row.interval is None else wording.interval(row.interval)
     return (
         f"Under {KINDS[row.shift]} {row.method} keeps {_number(row.mean)} of its clean Dice of {_number(row.clean)} on "
         f"{row.modality} ({interval}; {wording.count(row.patients, 'patient')}; prompt: "
