@@ -14,7 +14,6 @@ import re
 import secrets
 import sys
 import threading
-import traceback
 import zlib
 from collections.abc import Callable
 from http import HTTPStatus
@@ -102,10 +101,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json(HTTPStatus.BAD_REQUEST, {"error": str(error)})
         except ConnectionError:
             raise
-        except Exception as error:  # the page goes on; the terminal gets the whole story
-            traceback.print_exc()
+        except Exception as error:  # the page goes on; the terminal gets the whole story by `handle_error`
             told = f"{type(error).__name__}: {error}; the terminal of `adaptmedseg view` says more"
             self._send_json(HTTPStatus.INTERNAL_SERVER_ERROR, {"error": told})
+            raise
 
     def _get(self, name: str) -> None:
         scene = self.server.scene
