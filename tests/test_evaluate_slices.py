@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,15 @@ from test_slice_training import blob_folder
 from adaptmedseg.checkpoints.sam import save_sam
 from adaptmedseg.comparison.support_unet import train_unet
 from adaptmedseg.data.overlap import dice
+from adaptmedseg.data.pictures.dataset import SliceDataset, SliceItem
+from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record, read_results
-from adaptmedseg.evaluation.slices.asking import prompt_of
+from adaptmedseg.evaluation.slices.asking import Queries, SliceMethod, prompt_of
+from adaptmedseg.evaluation.slices.by_support import SupportStudy, apart_from, score_supports
 from adaptmedseg.evaluation.slices.scores import BACKGROUND, slice_measures
 from adaptmedseg.evaluation.slices.tables import AVERAGE, paired_tests, structure_rows, support_points
 from adaptmedseg.evaluation.surfaces import surface_distances
+from adaptmedseg.inference.picture_loading import load_picture_model
 from adaptmedseg.inference.support.supports import Support
 from adaptmedseg.models.sam import Sam
 
@@ -154,16 +159,46 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_support_sets_against_their_baselines(blobs: Path, model: Path, tmp_path: Path) -> None:
-    outcome = call("evaluate-slices", "--model", f"sam={model}", "--data", blobs, "--shots", "1,3,9", "--structures",
+    outcome = call("evaluate-slices", "--model", f"sam={model}", "--data", blobs, "--shots", "1,3,9,3", "--structures",
                    "disc", "--unet", "--limit", "2", "--out", tmp_path / "o", "--device", "cpu")  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "so that 9 supports are left out" in outcome.err
     records = read_results(tmp_path / "o" / "results.jsonl")
     assert {r.method for r in records} == {"support set", "nearest prototype", "U-Net"}
     assert {r.prompt_origin for r in records} == {"1 support", "3 supports"}
+    assert len({r.score_key for r in records}) == len(records)  # no size is asked twice
     assert not any(r.is_oracle for r in records)
     assert "| set | method | 1 support | 3 supports |" in outcome.out
     assert (tmp_path / "o" / "supports_raw.svg").is_file()
+
+
+def study_queries(blobs: Path, count: int) -> tuple[SliceDataset, Queries]:
+    dataset = SliceDataset.open(blobs)
+    return dataset, Queries(dataset, dataset.items("test")[:count], ["disc"])
+
+
+def test_no_image_of_a_scored_patient_is_a_support(blobs: Path) -> None:
+    dataset, queries = study_queries(blobs, 1)
+    asked = queries.items[0]
+    pool = dataset.items("train")
+    assert apart_from(pool, queries) == pool
+    other_file = replace(pool[0], source={"image": {"sha256": "new"}})
+    own, same_file = replace(other_file, patient=asked.patient), replace(pool[0], source=asked.source)
+    assert apart_from([own, same_file, pool[1]], queries) == [pool[1]]
+    with pytest.raises(UserError, match="all 2 images to draw supports from are of patients that are scored"):
+        apart_from([own, same_file], queries)
+
+
+def test_only_drawn_supports_are_read(blobs: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, queries = study_queries(blobs, 1)
+    read: list[str] = []
+    image = SliceItem.image
+    monkeypatch.setattr(SliceItem, "image", lambda item: read.append(item.id) or image(item))
+    method = SliceMethod("sam", load_picture_model(str(model)))
+    study = SupportStudy([2], methods=("nearest prototype",))
+    records = score_supports(method, dataset.items("train"), queries, study, torch.device("cpu"))
+    assert [record.case for record in records] == [queries.items[0].id]
+    assert len(read) == 3
 
 
 def test_prompts_of_two_models_are_compared(blobs: Path, model: Path, tmp_path: Path) -> None:
@@ -181,7 +216,9 @@ def test_prompts_of_two_models_are_compared(blobs: Path, model: Path, tmp_path: 
 WRONG = {
     "way": (["--ask", "text"], "--ask text: choose one of class, oracle box, oracle point"),
     "class": (["--ask", "class"], "knows no class of"),
-    "shots": (["--shots", "0,x"], "--shots 0,x: give numbers of supports from 1 on"),
+    "shots": (["--shots", "0,x"], "--shots 0,x: give numbers of supports from 1 to 64"),
+    "too many shots": (["--shots", "4,65"], "--shots 4,65: give numbers of supports from 1 to 64"),
+    "learnt and scored": (["--shots", "1", "--split", "train"], "are of patients that are scored"),
     "split": (["--split", "new"], "--split new: choose one of"),
     "no images": (["--split", "val"], "has no val image of disc, square"),
     "structure": (["--structures", "liver"], "--structures: 'liver' is not in"),

@@ -25,6 +25,7 @@ from adaptmedseg.evaluation.slices.curves import support_curve_svg
 from adaptmedseg.evaluation.slices.tables import slice_report, support_points
 from adaptmedseg.evaluation.study import RESULTS
 from adaptmedseg.inference.picture_loading import load_picture_model
+from adaptmedseg.inference.support.supports import MOST
 from adaptmedseg.models.adapted_sam import PictureModel
 
 TABLES = "tables.md"
@@ -42,7 +43,10 @@ def evaluate_slices(
         typer.Option(help="'class', 'oracle box' or 'oracle point'; by default class where a model has classes."),
     ] = None,
     shots: Annotated[
-        str | None, typer.Option(help="Instead of --ask: sizes of support sets, such as 1,4,16, drawn from 'train'.")
+        str | None,
+        typer.Option(
+            help="Instead of --ask: sizes of support sets, such as 1,4,16, drawn from 'train', scored patients aside."
+        ),
     ] = None,
     draws: Annotated[int, typer.Option(help="Of --shots: support sets of each size.", min=1)] = 1,
     unet: Annotated[
@@ -112,9 +116,9 @@ def _study(shots: str, draws: int, seed: int, *, unet: bool) -> SupportStudy:
         sizes = [int(part) for part in shots.split(",")]
     except ValueError:
         sizes = [0]
-    if min(sizes) < 1:
-        raise UserError(f"--shots {shots}: give numbers of supports from 1 on, such as 1,4,16")
-    return SupportStudy(sizes, draws, baselines={"U-Net": train_unet} if unet else {}, seed=seed)
+    if not 1 <= min(sizes) <= max(sizes) <= MOST:
+        raise UserError(f"--shots {shots}: give numbers of supports from 1 to {MOST}, such as 1,4,16")
+    return SupportStudy(list(dict.fromkeys(sizes)), draws, baselines={"U-Net": train_unet} if unet else {}, seed=seed)
 
 
 def _by_prompts(
