@@ -213,7 +213,49 @@ def test_prompts_of_two_models_are_compared(blobs: Path, model: Path, tmp_path: 
     assert "holds another evaluation" in again.err
 
 
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("other") / "other.safetensors"
+    save_sam(path, Sam(TINY_SAM), {"name": "other tiny"})
+    return path
+
+
+@pytest.mark.parametrize("ask", [["--ask", "oracle box"], ["--shots", "1"]])
+def test_another_model_never_gets_the_name_of_scores_before(
+    blobs: Path, model: Path, other_model: Path, tmp_path: Path, ask: list[str]
+) -> None:
+    out = tmp_path / "o"
+    options = ["--data", blobs, "--structures", "disc", "--limit", "1", "--out", out, *ask, "--device", "cpu"]
+    assert call("evaluate-slices", "--model", f"a={model}", *options).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    refused = call("evaluate-slices", "--model", f"a={other_model}", *options, "--append")
+    assert refused.code == 2
+    assert str(model) in refused.err
+    assert str(other_model) in refused.err
+    assert refused.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    again = call("evaluate-slices", "--model", f"a={model}", *options, "--append", "--limit", "2")
+    assert again.code == 0, again.err
+    assert len({record.case for record in read_results(out / "results.jsonl")}) == 2
+    (out / "models.json").unlink()
+    unknown = call("evaluate-slices", "--model", f"a={model}", *options, "--append")
+    assert unknown.code == 2
+    assert "nobody can tell which models" in unknown.err
+
+
+def test_supports_of_two_draws_are_not_mixed(blobs: Path, model: Path, tmp_path: Path) -> None:
+    options = ["--model", f"a={model}", "--data", blobs, "--structures", "disc", "--shots", "1", "--out", tmp_path / "o"]
+    assert call("evaluate-slices", *options, "--limit", "1", "--device", "cpu").code == 0
+    other = call("evaluate-slices", *options, "--seed", "1", "--append", "--device", "cpu")
+    assert other.code == 2
+    assert "are of supports drawn with --seed 0, not 1" in other.err
+    other = call("evaluate-slices", *options, "--split", "val", "--append")
+    assert "holds scores of the split 'test', not 'val'" in other.err
+
+
 WRONG = {
+    "one set twice": (["--data", "{blobs}"], "two sets hold raw/"),
     "way": (["--ask", "text"], "--ask text: choose one of class, oracle box, oracle point"),
     "class": (["--ask", "class"], "knows no class of"),
     "shots": (["--shots", "0,x"], "--shots 0,x: give numbers of supports from 1 to 64"),
@@ -228,7 +270,8 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_options_are_told_in_a_sentence(blobs: Path, model: Path, tmp_path: Path, case: str) -> None:
     options, message = WRONG[case]
-    outcome = call("evaluate-slices", "--model", f"a={model}", "--data", blobs, *options, "--out", tmp_path / "o")
+    more = [option.format(blobs=blobs) for option in options]
+    outcome = call("evaluate-slices", "--model", f"a={model}", "--data", blobs, *more, "--out", tmp_path / "o")
     assert outcome.code == 2, outcome.out
     assert message in outcome.err
     assert not (tmp_path / "o").exists()

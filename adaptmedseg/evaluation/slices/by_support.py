@@ -41,6 +41,11 @@ class SupportStudy:
     baselines: dict[str, Baseline] = field(default_factory=dict)
     seed: int = 0
 
+    @property
+    def names(self) -> list[str]:
+        """What its methods and baselines are called in tables."""
+        return [*self.methods, *self.baselines]
+
 
 def support_of(item: SliceItem, structure: str) -> Support:
     """A labelled image as a support for one structure."""
