@@ -20,8 +20,9 @@ from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record, read_results
 from adaptmedseg.evaluation.slices.asking import Queries, SliceMethod, prompt_of
 from adaptmedseg.evaluation.slices.by_support import SupportStudy, apart_from, score_supports
+from adaptmedseg.evaluation.slices.points import common_items, support_points
 from adaptmedseg.evaluation.slices.scores import BACKGROUND, slice_measures
-from adaptmedseg.evaluation.slices.tables import AVERAGE, paired_tests, structure_rows, support_points
+from adaptmedseg.evaluation.slices.tables import AVERAGE, paired_tests, slice_report, structure_rows
 from adaptmedseg.evaluation.surfaces import surface_distances
 from adaptmedseg.inference.picture_loading import load_picture_model
 from adaptmedseg.inference.support.supports import Support
@@ -97,15 +98,31 @@ def test_the_average_is_over_structures_and_leaves_the_background_out() -> None:
     assert rows["liver"].means[4] == pytest.approx(0.8)  # the share of small targets found
 
 
+def of_supports(count: int, case: str, structure: str, score: float, draw: int = 0) -> Record:
+    return record("s", case, structure, score, draw=draw, origin=f"{count} support{'s' if count > 1 else ''}")
+
+
 def test_points_are_means_over_draws_of_means_over_structures() -> None:
-    records = [record("s", "p1a", "liver", 0.6, draw=0, origin="4 supports")]
-    records += [record("s", "p2a", "liver", 0.8, draw=0, origin="4 supports")]
-    records += [record("s", "p1a", "spleen", 0.1, draw=0, origin="4 supports")]
-    records += [record("s", "p1a", "liver", 0.8, draw=1, origin="4 supports")]
+    scores = [("p1a", "liver", 0.6), ("p2a", "liver", 0.8), ("p1a", "spleen", 0.1)]
+    records = [of_supports(4, *score) for score in scores]
+    records += [of_supports(4, case, structure, score + 0.1, draw=1) for case, structure, score in scores]
     (point,) = support_points(records)
     assert (point.shots, point.draws) == (4, 2)
-    assert point.mean == pytest.approx((0.4 + 0.8) / 2)
-    assert point.sd == pytest.approx(np.std([0.4, 0.8], ddof=1))
+    assert point.mean == pytest.approx((0.4 + 0.5) / 2)
+    assert point.sd == pytest.approx(np.std([0.4, 0.5], ddof=1))
+
+
+def test_a_curve_averages_what_all_its_points_have() -> None:
+    """A rare and hard structure has no large support sets: a curve over whatever there is would rise by that alone."""
+    records = [of_supports(n, case, "liver", 0.8) for n in (1, 16) for case in ("p1a", "p2a")]
+    records += [of_supports(1, "p1a", "gallbladder", 0.2), of_supports(1, "p3a", "liver", 0.0)]
+    assert [point.mean for point in support_points(records)] == pytest.approx([0.8, 0.8])
+    report = slice_report(records, "s")
+    assert "compared on the same 2 images of liver; not of gallbladder, which some of them lack." in report
+    apart = [of_supports(1, "p1a", "liver", 0.8), of_supports(4, "p2a", "liver", 0.8)]
+    assert support_points(apart) == []
+    assert "no image in common" in slice_report(apart, "s")
+    assert common_items(apart)["set"].images == 0
 
 
 def test_paired_tests_count_patients() -> None:
@@ -245,7 +262,18 @@ def test_another_model_never_gets_the_name_of_scores_before(
 
 
 def test_supports_of_two_draws_are_not_mixed(blobs: Path, model: Path, tmp_path: Path) -> None:
-    options = ["--model", f"a={model}", "--data", blobs, "--structures", "disc", "--shots", "1", "--out", tmp_path / "o"]
+    options = [
+        "--model",
+        f"a={model}",
+        "--data",
+        blobs,
+        "--structures",
+        "disc",
+        "--shots",
+        "1",
+        "--out",
+        tmp_path / "o",
+    ]
     assert call("evaluate-slices", *options, "--limit", "1", "--device", "cpu").code == 0
     other = call("evaluate-slices", *options, "--seed", "1", "--append", "--device", "cpu")
     assert other.code == 2

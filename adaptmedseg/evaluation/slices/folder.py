@@ -11,7 +11,8 @@ from adaptmedseg.data.files import write_atomic
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record, read_results, results_csv, write_results
 from adaptmedseg.evaluation.slices.curves import support_curve_svg
-from adaptmedseg.evaluation.slices.tables import slice_report, support_points
+from adaptmedseg.evaluation.slices.points import support_points
+from adaptmedseg.evaluation.slices.tables import slice_report
 from adaptmedseg.evaluation.study import RESULTS
 
 TABLES, MODELS = "tables.md", "models.json"
