@@ -317,6 +317,9 @@ def test_classes_are_scored_with_background_and_images_of_the_training_refused(
     records = read_results(tmp_path / "o" / "results.jsonl")
     assert {r.structure for r in records} == {"disc", "square", BACKGROUND}
     assert {r.prompt_origin for r in records} == {"text"}
+    part = call("evaluate-slices", *options, "--structures", "disc", "--out", tmp_path / "part")
+    assert part.code == 0, part.err
+    assert {r.structure for r in read_results(tmp_path / "part" / "results.jsonl")} == {"disc"}
     seen = call("evaluate-slices", *options, "--split", "train", "--out", tmp_path / "p")
     assert seen.code == 2
     assert "was trained on this image" in seen.err
