@@ -9,6 +9,7 @@ from pathlib import Path
 from adaptmedseg.adapters.sam_file import SAM_ADAPTER_FORMAT, load_sam_adapter, read_sam_adapter
 from adaptmedseg.checkpoints.foreign import own_format
 from adaptmedseg.checkpoints.fresh import is_fresh
+from adaptmedseg.checkpoints.known import KNOWN
 from adaptmedseg.checkpoints.sam import SAM_FORMAT, load_sam
 from adaptmedseg.checkpoints.store import SHIPPED, model_path, tensors_hash, weights_hash
 from adaptmedseg.data.pictures.frame import Fit
@@ -83,6 +84,11 @@ def load_picture_model(name: str) -> LoadedPictureModel:
 def _load_adapted(path: Path) -> LoadedPictureModel:
     """An adapter on the base that its card names."""
     card, _ = read_sam_adapter(path)
+    if not is_fresh(card.base) and card.base not in KNOWN and not model_path(card.base).exists():
+        raise UserError(
+            f"{path}: was trained on '{card.base}', which is not there; put that base back, or run from the folder of "
+            "the training where its path was a relative one"
+        )
     base = load_picture_model(card.base)
     if not isinstance(base.model, Sam):
         raise UserError(f"{path}: its base '{card.base}' is no SAM; train it on one")
