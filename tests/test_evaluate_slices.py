@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,16 @@ from test_slice_training import blob_folder
 from adaptmedseg.checkpoints.sam import save_sam
 from adaptmedseg.comparison.support_unet import train_unet
 from adaptmedseg.data.overlap import dice
+from adaptmedseg.data.pictures.dataset import SliceDataset, SliceItem
+from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record, read_results
-from adaptmedseg.evaluation.slices.asking import prompt_of
+from adaptmedseg.evaluation.slices.asking import Queries, SliceMethod, prompt_of
+from adaptmedseg.evaluation.slices.by_support import SupportStudy, apart_from, score_supports
+from adaptmedseg.evaluation.slices.points import common_items, support_points
 from adaptmedseg.evaluation.slices.scores import BACKGROUND, slice_measures
-from adaptmedseg.evaluation.slices.tables import AVERAGE, paired_tests, structure_rows, support_points
+from adaptmedseg.evaluation.slices.tables import AVERAGE, paired_tests, slice_report, structure_rows
 from adaptmedseg.evaluation.surfaces import surface_distances
+from adaptmedseg.inference.picture_loading import load_picture_model
 from adaptmedseg.inference.support.supports import Support
 from adaptmedseg.models.sam import Sam
 
@@ -92,15 +98,31 @@ def test_the_average_is_over_structures_and_leaves_the_background_out() -> None:
     assert rows["liver"].means[4] == pytest.approx(0.8)  # the share of small targets found
 
 
+def of_supports(count: int, case: str, structure: str, score: float, draw: int = 0) -> Record:
+    return record("s", case, structure, score, draw=draw, origin=f"{count} support{'s' if count > 1 else ''}")
+
+
 def test_points_are_means_over_draws_of_means_over_structures() -> None:
-    records = [record("s", "p1a", "liver", 0.6, draw=0, origin="4 supports")]
-    records += [record("s", "p2a", "liver", 0.8, draw=0, origin="4 supports")]
-    records += [record("s", "p1a", "spleen", 0.1, draw=0, origin="4 supports")]
-    records += [record("s", "p1a", "liver", 0.8, draw=1, origin="4 supports")]
+    scores = [("p1a", "liver", 0.6), ("p2a", "liver", 0.8), ("p1a", "spleen", 0.1)]
+    records = [of_supports(4, *score) for score in scores]
+    records += [of_supports(4, case, structure, score + 0.1, draw=1) for case, structure, score in scores]
     (point,) = support_points(records)
     assert (point.shots, point.draws) == (4, 2)
-    assert point.mean == pytest.approx((0.4 + 0.8) / 2)
-    assert point.sd == pytest.approx(np.std([0.4, 0.8], ddof=1))
+    assert point.mean == pytest.approx((0.4 + 0.5) / 2)
+    assert point.sd == pytest.approx(np.std([0.4, 0.5], ddof=1))
+
+
+def test_a_curve_averages_what_all_its_points_have() -> None:
+    """A rare and hard structure has no large support sets: a curve over whatever there is would rise by that alone."""
+    records = [of_supports(n, case, "liver", 0.8) for n in (1, 16) for case in ("p1a", "p2a")]
+    records += [of_supports(1, "p1a", "gallbladder", 0.2), of_supports(1, "p3a", "liver", 0.0)]
+    assert [point.mean for point in support_points(records)] == pytest.approx([0.8, 0.8])
+    report = slice_report(records, "s")
+    assert "compared on the same 2 images of liver; not of gallbladder, which some of them lack." in report
+    apart = [of_supports(1, "p1a", "liver", 0.8), of_supports(4, "p2a", "liver", 0.8)]
+    assert support_points(apart) == []
+    assert "no image in common" in slice_report(apart, "s")
+    assert common_items(apart)["set"].images == 0
 
 
 def test_paired_tests_count_patients() -> None:
@@ -154,16 +176,46 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_support_sets_against_their_baselines(blobs: Path, model: Path, tmp_path: Path) -> None:
-    outcome = call("evaluate-slices", "--model", f"sam={model}", "--data", blobs, "--shots", "1,3,9", "--structures",
+    outcome = call("evaluate-slices", "--model", f"sam={model}", "--data", blobs, "--shots", "1,3,9,3", "--structures",
                    "disc", "--unet", "--limit", "2", "--out", tmp_path / "o", "--device", "cpu")  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert "so that 9 supports are left out" in outcome.err
     records = read_results(tmp_path / "o" / "results.jsonl")
     assert {r.method for r in records} == {"support set", "nearest prototype", "U-Net"}
     assert {r.prompt_origin for r in records} == {"1 support", "3 supports"}
+    assert len({r.score_key for r in records}) == len(records)  # no size is asked twice
     assert not any(r.is_oracle for r in records)
     assert "| set | method | 1 support | 3 supports |" in outcome.out
     assert (tmp_path / "o" / "supports_raw.svg").is_file()
+
+
+def study_queries(blobs: Path, count: int) -> tuple[SliceDataset, Queries]:
+    dataset = SliceDataset.open(blobs)
+    return dataset, Queries(dataset, dataset.items("test")[:count], ["disc"])
+
+
+def test_no_image_of_a_scored_patient_is_a_support(blobs: Path) -> None:
+    dataset, queries = study_queries(blobs, 1)
+    asked = queries.items[0]
+    pool = dataset.items("train")
+    assert apart_from(pool, queries) == pool
+    other_file = replace(pool[0], source={"image": {"sha256": "new"}})
+    own, same_file = replace(other_file, patient=asked.patient), replace(pool[0], source=asked.source)
+    assert apart_from([own, same_file, pool[1]], queries) == [pool[1]]
+    with pytest.raises(UserError, match="all 2 images to draw supports from are of patients that are scored"):
+        apart_from([own, same_file], queries)
+
+
+def test_only_drawn_supports_are_read(blobs: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset, queries = study_queries(blobs, 1)
+    read: list[str] = []
+    image = SliceItem.image
+    monkeypatch.setattr(SliceItem, "image", lambda item: read.append(item.id) or image(item))
+    method = SliceMethod("sam", load_picture_model(str(model)))
+    study = SupportStudy([2], methods=("nearest prototype",))
+    records = score_supports(method, dataset.items("train"), queries, study, torch.device("cpu"))
+    assert [record.case for record in records] == [queries.items[0].id]
+    assert len(read) == 3
 
 
 def test_prompts_of_two_models_are_compared(blobs: Path, model: Path, tmp_path: Path) -> None:
@@ -178,10 +230,65 @@ def test_prompts_of_two_models_are_compared(blobs: Path, model: Path, tmp_path: 
     assert "holds another evaluation" in again.err
 
 
+@pytest.fixture(scope="module")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(1)
+    path = tmp_path_factory.mktemp("other") / "other.safetensors"
+    save_sam(path, Sam(TINY_SAM), {"name": "other tiny"})
+    return path
+
+
+@pytest.mark.parametrize("ask", [["--ask", "oracle box"], ["--shots", "1"]])
+def test_another_model_never_gets_the_name_of_scores_before(
+    blobs: Path, model: Path, other_model: Path, tmp_path: Path, ask: list[str]
+) -> None:
+    out = tmp_path / "o"
+    options = ["--data", blobs, "--structures", "disc", "--limit", "1", "--out", out, *ask, "--device", "cpu"]
+    assert call("evaluate-slices", "--model", f"a={model}", *options).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    refused = call("evaluate-slices", "--model", f"a={other_model}", *options, "--append")
+    assert refused.code == 2
+    assert str(model) in refused.err
+    assert str(other_model) in refused.err
+    assert refused.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    again = call("evaluate-slices", "--model", f"a={model}", *options, "--append", "--limit", "2")
+    assert again.code == 0, again.err
+    assert len({record.case for record in read_results(out / "results.jsonl")}) == 2
+    (out / "models.json").unlink()
+    unknown = call("evaluate-slices", "--model", f"a={model}", *options, "--append")
+    assert unknown.code == 2
+    assert "nobody can tell which models" in unknown.err
+
+
+def test_supports_of_two_draws_are_not_mixed(blobs: Path, model: Path, tmp_path: Path) -> None:
+    options = [
+        "--model",
+        f"a={model}",
+        "--data",
+        blobs,
+        "--structures",
+        "disc",
+        "--shots",
+        "1",
+        "--out",
+        tmp_path / "o",
+    ]
+    assert call("evaluate-slices", *options, "--limit", "1", "--device", "cpu").code == 0
+    other = call("evaluate-slices", *options, "--seed", "1", "--append", "--device", "cpu")
+    assert other.code == 2
+    assert "are of supports drawn with --seed 0, not 1" in other.err
+    other = call("evaluate-slices", *options, "--split", "val", "--append")
+    assert "holds scores of the split 'test', not 'val'" in other.err
+
+
 WRONG = {
+    "one set twice": (["--data", "{blobs}"], "two sets hold raw/"),
     "way": (["--ask", "text"], "--ask text: choose one of class, oracle box, oracle point"),
     "class": (["--ask", "class"], "knows no class of"),
-    "shots": (["--shots", "0,x"], "--shots 0,x: give numbers of supports from 1 on"),
+    "shots": (["--shots", "0,x"], "--shots 0,x: give numbers of supports from 1 to 64"),
+    "too many shots": (["--shots", "4,65"], "--shots 4,65: give numbers of supports from 1 to 64"),
+    "learnt and scored": (["--shots", "1", "--split", "train"], "are of patients that are scored"),
     "split": (["--split", "new"], "--split new: choose one of"),
     "no images": (["--split", "val"], "has no val image of disc, square"),
     "structure": (["--structures", "liver"], "--structures: 'liver' is not in"),
@@ -191,7 +298,8 @@ WRONG = {
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_options_are_told_in_a_sentence(blobs: Path, model: Path, tmp_path: Path, case: str) -> None:
     options, message = WRONG[case]
-    outcome = call("evaluate-slices", "--model", f"a={model}", "--data", blobs, *options, "--out", tmp_path / "o")
+    more = [option.format(blobs=blobs) for option in options]
+    outcome = call("evaluate-slices", "--model", f"a={model}", "--data", blobs, *more, "--out", tmp_path / "o")
     assert outcome.code == 2, outcome.out
     assert message in outcome.err
     assert not (tmp_path / "o").exists()
@@ -209,6 +317,9 @@ def test_classes_are_scored_with_background_and_images_of_the_training_refused(
     records = read_results(tmp_path / "o" / "results.jsonl")
     assert {r.structure for r in records} == {"disc", "square", BACKGROUND}
     assert {r.prompt_origin for r in records} == {"text"}
+    part = call("evaluate-slices", *options, "--structures", "disc", "--out", tmp_path / "part")
+    assert part.code == 0, part.err
+    assert {r.structure for r in read_results(tmp_path / "part" / "results.jsonl")} == {"disc"}
     seen = call("evaluate-slices", *options, "--split", "train", "--out", tmp_path / "p")
     assert seen.code == 2
     assert "was trained on this image" in seen.err

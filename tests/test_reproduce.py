@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from adaptmedseg.models.sam import Sam
 from adaptmedseg.models.segvol import SegVol
 from adaptmedseg.reproduction.receipt import Line, code_fingerprint, fingerprint
 from adaptmedseg.reproduction.recipes import ALL, recipe, recipe_names
+from adaptmedseg.reproduction.slices import SliceEvaluator
 from adaptmedseg.reproduction.volumes import kind_of
 
 PLACE = ("LoRA", "MRI", "prostate", "dice")
@@ -256,6 +258,31 @@ def test_support_sets_stand_beside_the_published_table(blobs: Path, sam: Path, t
     assert lines["STARE", "dice", "UniverSeg"]["status"] == "not ours"
 
 
+@pytest.mark.parametrize("kind", ["volumes", "slices", "a copy under another name"])
+def test_a_set_given_twice_is_refused(prepared: Path, blobs: Path, base: Path, sam: Path, kind: str) -> None:
+    first = second = prepared if kind == "volumes" else blobs
+    if kind.startswith("a copy"):
+        second = first.with_name("copy")
+        shutil.copytree(first, second)
+        manifest = json.loads((second / "manifest.json").read_text(encoding="utf-8"))
+        (second / "manifest.json").write_text(json.dumps(manifest | {"name": "other"}), encoding="utf-8")
+    name, group, model = ("prostate-mri", "MRI", base) if kind == "volumes" else ("gmiseg-table2", "STARE", sam)
+    outcome = call(
+        "reproduce", name, "--data", f"{group}={first}", "--data", f"{group}={second}", "--weights", f"{model}"
+    )
+    assert outcome.code == 2
+    assert f"--data {second}: has test cases of '{first.name}', which was given as {group} already" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_receipts_of_slices_say_how_the_model_was_trained(blobs: Path, sam: Path, tmp_path: Path) -> None:
+    trained = call("train", "2d/qv_lora", "--data", blobs, "--base", sam, "--out", tmp_path / "run", "--device", "cpu",
+                   "--seed", "7", "budget.minutes=null", "budget.steps=1", "precision=fp32")  # fmt: skip
+    assert trained.code == 0, trained.err
+    facts = [SliceEvaluator().model(str(path), None).facts for path in (tmp_path / "run", sam)]
+    assert [(f.seed, f.steps) for f in facts] == [(7, 1), (None, None)]
+
+
 def test_slices_are_asked_by_boxes_where_a_model_has_no_classes(blobs: Path, sam: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
     outcome = call("reproduce", "flare22-slices", "--data", blobs, "--weights", f"SAM zero-shot={sam}", "--out", out)
@@ -267,6 +294,11 @@ def test_slices_are_asked_by_boxes_where_a_model_has_no_classes(blobs: Path, sam
         ("not comparable", None)
     }  # an average with background
     assert "data of FLARE22 in which liver is annotated" in reasons
+    background = {line["method"]: line["status"] for line in lines if line["structure"] == "background"}
+    assert background.pop("SAM zero-shot") == "not given"  # of a model without classes: nothing to be had is missing
+    assert set(background.values()) == {"missing"}
+    receipt = (out / "receipt.md").read_text(encoding="utf-8")
+    assert "not given by this model: it was asked for structures one by one" in receipt
     outcome = call("reproduce", "cotraining", "--data", blobs, "--weights", f"MedSAM={sam}")
     assert outcome.code == 2
     assert "say which data it is" in outcome.err

@@ -249,6 +249,13 @@ def test_a_support_set_finds_what_it_shows_and_beats_the_nearest_prototype() -> 
     np.testing.assert_array_equal(again.logits, segmenter.segment(queries[0][0])[0].logits)
 
 
+def test_the_dice_to_expect_is_of_supports_that_the_answer_was_not_fitted_on() -> None:
+    """Masks that have nothing to do with their pictures are found by a fit to them, and not by a fit without them."""
+    drawn = [Support(str(i), str(i), disc(i)[0], {"disc": disc(500 + i)[1]}) for i in range(3)]
+    task = SupportSegmenter(sam(), SupportSet(drawn), CPU, bf16=False).tasks["disc"]
+    assert task.expected_dice < np.mean(task.answer.dice) - 0.02
+
+
 @pytest.mark.parametrize(("count", "banks"), [(1, 1), (8, 2)])
 def test_lone_supports_and_more_than_six(count: int, banks: int) -> None:
     segmenter = SupportSegmenter(sam(), discs(count), CPU, bf16=False)

@@ -73,8 +73,8 @@ def load_sam_adapter(path: Path, base: Sam) -> AdaptedSam:
     found = weights_hash(base)
     if found != card.base_hash:
         raise UserError(
-            f"{path}: was trained on a base with hash {card.base_hash[:12]} ('{card.base}'), not on the one given "
-            f"({found[:12]}); give that base with --base"
+            f"{path}: was trained on a base with hash {card.base_hash[:12]}, and '{card.base}' is now another one "
+            f"({found[:12]}); put the base of the training back there, or train the adapter again"
         )
     model = AdaptedSam(base, card.config, card.classes)
     wanted = model.trained_tensors()

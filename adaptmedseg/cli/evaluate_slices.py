@@ -13,21 +13,18 @@ import typer
 from adaptmedseg.cli.cases import tell
 from adaptmedseg.cli.common import Device, Seed, Structures, bar, named_pairs, split_names
 from adaptmedseg.comparison.support_unet import train_unet
-from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.pictures.dataset import SliceDataset
 from adaptmedseg.data.prepared import Split
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.records import Record, read_results, results_csv, write_results
-from adaptmedseg.evaluation.slices.asking import WAYS, Queries, SliceMethod, Way, score_prompts
+from adaptmedseg.evaluation.records import Record
+from adaptmedseg.evaluation.slices.asking import WAYS, Queries, SliceMethod, Way, refuse_seen, score_prompts
 from adaptmedseg.evaluation.slices.by_support import SupportStudy, score_supports
-from adaptmedseg.evaluation.slices.curves import support_curve_svg
-from adaptmedseg.evaluation.slices.tables import slice_report, support_points
-from adaptmedseg.evaluation.study import RESULTS
+from adaptmedseg.evaluation.slices.folder import ScoredModel, Scores, check_same, earlier_scores, write_scores
 from adaptmedseg.inference.picture_loading import load_picture_model
+from adaptmedseg.inference.support.supports import MOST
 from adaptmedseg.models.adapted_sam import PictureModel
 
-TABLES = "tables.md"
 SUPPORT_SET = "support set"
 
 
@@ -42,7 +39,10 @@ def evaluate_slices(
         typer.Option(help="'class', 'oracle box' or 'oracle point'; by default class where a model has classes."),
     ] = None,
     shots: Annotated[
-        str | None, typer.Option(help="Instead of --ask: sizes of support sets, such as 1,4,16, drawn from 'train'.")
+        str | None,
+        typer.Option(
+            help="Instead of --ask: sizes of support sets, such as 1,4,16, drawn from 'train', scored patients aside."
+        ),
     ] = None,
     draws: Annotated[int, typer.Option(help="Of --shots: support sets of each size.", min=1)] = 1,
     unet: Annotated[
@@ -64,28 +64,38 @@ def evaluate_slices(
       adaptmedseg evaluate-slices --model none=sam-b --model lora=runs/lora --data slices/sirst --ask "oracle point" --out runs/sirst
       adaptmedseg evaluate-slices --model sam=runs/acdc --data slices/left_atrium --shots 1,4,16 --draws 3 --unet --out runs/la
     """  # noqa: E501
-    if (out / RESULTS).exists() and not append:
-        raise UserError(f"{out}: holds another evaluation; choose a new --out, or add to it with --append")
-    methods = [_method(name, value) for name, value in named_pairs(model, "--model").items()]
+    given = named_pairs(model, "--model")
+    earlier = earlier_scores(out, split, append=append)
+    methods = [SliceMethod(name, load_picture_model(value)) for name, value in given.items()]
     chosen, names = pick_device(device), split_names(structures)
     queries = [_queries(SliceDataset.open(path), path, split, names, limit, seed) for path in data]
+    _check(methods, queries)
     if shots is not None:
-        records = _by_support(methods, queries, _study(shots, draws, seed, unet=unet), chosen)
+        study = _study(shots, draws, seed, unet=unet)
+        models = {name: ScoredModel(given[methods[0].name], methods[0].loaded.hashes, seed) for name in study.names}
+        check_same(out, earlier.models, models)
+        records = _by_support(methods, queries, study, chosen)
         reference = SUPPORT_SET
     else:
+        models = {method.name: ScoredModel(given[method.name], method.loaded.hashes) for method in methods}
+        check_same(out, earlier.models, models)
         records = _by_prompts(methods, queries, ask, chosen)
-        reference = methods[0].name
+        reference = earlier.records[0].method if earlier.records else methods[0].name
     if not records:
         raise UserError(f"{', '.join(map(str, data))}: nothing could be scored; see the notes above")
-    before = read_results(out / RESULTS) if append and (out / RESULTS).exists() else []
-    new = {record.score_key for record in records}
-    before = [record for record in before if record.score_key not in new]
-    report = _write(out, [*before, *records], before[0].method if before and shots is None else reference)
-    print(report)
+    print(write_scores(out, earlier.joined(Scores(records, models)), reference))
 
 
-def _method(name: str, value: str) -> SliceMethod:
-    return SliceMethod(name, load_picture_model(value))
+def _check(methods: Sequence[SliceMethod], queries: Sequence[Queries]) -> None:
+    """UserError where an image is given twice, and where a model was trained on one, before anything is scored."""
+    images: set[tuple[str, str]] = set()
+    for query in queries:
+        for item in query.items:
+            if (query.dataset.name, item.id) in images:
+                raise UserError(f"--data: two sets hold {query.dataset.name}/{item.id}; give each set once")
+            images.add((query.dataset.name, item.id))
+        for method in methods:
+            refuse_seen(method, query)
 
 
 def _queries(
@@ -112,9 +122,9 @@ def _study(shots: str, draws: int, seed: int, *, unet: bool) -> SupportStudy:
         sizes = [int(part) for part in shots.split(",")]
     except ValueError:
         sizes = [0]
-    if min(sizes) < 1:
-        raise UserError(f"--shots {shots}: give numbers of supports from 1 on, such as 1,4,16")
-    return SupportStudy(sizes, draws, baselines={"U-Net": train_unet} if unet else {}, seed=seed)
+    if not 1 <= min(sizes) <= max(sizes) <= MOST:
+        raise UserError(f"--shots {shots}: give numbers of supports from 1 to {MOST}, such as 1,4,16")
+    return SupportStudy(list(dict.fromkeys(sizes)), draws, baselines={"U-Net": train_unet} if unet else {}, seed=seed)
 
 
 def _by_prompts(
@@ -147,16 +157,3 @@ def _by_support(
     for query in queries:
         records += score_supports(methods[0], query.dataset.items("train"), query, study, device, tell)
     return records
-
-
-def _write(out: Path, records: Sequence[Record], reference: str) -> str:
-    """Write scores, tables and curves; gives the tables. The scores come last: a folder with scores is complete."""
-    report = slice_report(records, reference)
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomic(out / TABLES, report)
-    points = support_points(records)
-    for dataset in dict.fromkeys(point.dataset for point in points):
-        write_atomic(out / f"supports_{dataset}.svg", support_curve_svg(points, dataset))
-    write_atomic(out / "results.csv", results_csv(records))
-    write_results(out / RESULTS, records)
-    return report

@@ -14,6 +14,7 @@ from adaptmedseg.data.pictures.dataset import Axis
 from adaptmedseg.data.volume import read_image, volume_suffix
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation import wording
 from adaptmedseg.inference.case_note import Outcome
 from adaptmedseg.inference.cases import Products
 from adaptmedseg.inference.naming import Case, Found
@@ -78,9 +79,9 @@ class SupportCommand:
             supports.showing(missing[0])  # says what there is instead
         segmenter = self.segmenter(supports, wanted)
         for name, task in segmenter.tasks.items():
-            tell(
-                f"{name}: {len(task.supports)} supports, expected Dice {task.expected_dice:.2f} (each left out in turn)"
-            )
+            count = len(task.supports)
+            basis = "left-out supports, which half of the calibration has seen" if count > 1 else "changed copies of it"
+            tell(f"{name}: {wording.count(count, 'support')}, expected Dice {task.expected_dice:.2f} (of {basis})")
         return segmenter, read.axis
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from adaptmedseg.adapters.sam_file import SAM_ADAPTER_FORMAT, load_sam_adapter, read_sam_adapter
 from adaptmedseg.checkpoints.foreign import own_format
 from adaptmedseg.checkpoints.fresh import is_fresh
+from adaptmedseg.checkpoints.known import KNOWN
 from adaptmedseg.checkpoints.sam import SAM_FORMAT, load_sam
 from adaptmedseg.checkpoints.store import SHIPPED, model_path, tensors_hash, weights_hash
 from adaptmedseg.data.pictures.frame import Fit
@@ -25,7 +27,7 @@ class LoadedPictureModel:
 
     `size` and `fit`: the square it looks at; `alternatives`: whether it offers several masks for one point; `seen`: the
     SHA-256 of every image that its training is known to have seen; `lineage` says in words how it came about; `classes`
-    are those that it knows by name.
+    are those that it knows by name; `training` is what its card says of its last training.
     """
 
     model: Sam | AdaptedSam | Sam2Baseline
@@ -37,6 +39,7 @@ class LoadedPictureModel:
     lineage: str
     licence: str = ""
     classes: tuple[str, ...] = ()
+    training: Mapping[str, object] = field(default_factory=dict)
 
 
 def load_picture_model(name: str) -> LoadedPictureModel:
@@ -62,23 +65,30 @@ def load_picture_model(name: str) -> LoadedPictureModel:
                 "`adaptmedseg weights convert sam-b` or `adaptmedseg train sam_small`"
             )
     model, card = load_sam(name)
-    seen = _seen(card.get("training"))
+    stated = card.get("training")
+    training = stated if isinstance(stated, dict) else {}
     config = model.config
     return LoadedPictureModel(
         model,
         config.image_size,
         config.fit,
         config.alternatives,
-        seen,
+        _seen(training),
         {"weights": weights_hash(model)},
         f"{card.get('name', name)} ({card.get('trained_on', 'training unknown')})",
         str(card.get("licence", "")),
+        training=training,
     )
 
 
 def _load_adapted(path: Path) -> LoadedPictureModel:
     """An adapter on the base that its card names."""
     card, _ = read_sam_adapter(path)
+    if not is_fresh(card.base) and card.base not in KNOWN and not model_path(card.base).exists():
+        raise UserError(
+            f"{path}: was trained on '{card.base}', which is not there; put that base back, or run from the folder of "
+            "the training where its path was a relative one"
+        )
     base = load_picture_model(card.base)
     if not isinstance(base.model, Sam):
         raise UserError(f"{path}: its base '{card.base}' is no SAM; train it on one")
@@ -91,8 +101,10 @@ def _load_adapted(path: Path) -> LoadedPictureModel:
         lineage=f"{card.name} on {base.lineage}",
         licence=card.licence,
         classes=model.classes,
+        training=card.training,
     )
 
 
-def _seen(training: object) -> frozenset[str]:
-    return frozenset(training.get("image_sha256", [])) if isinstance(training, dict) else frozenset()
+def _seen(training: Mapping[str, object]) -> frozenset[str]:
+    hashes = training.get("image_sha256", [])
+    return frozenset(hashes) if isinstance(hashes, list) else frozenset()

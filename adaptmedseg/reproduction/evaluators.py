@@ -28,11 +28,18 @@ class GivenModel:
 @dataclass(frozen=True, eq=False)
 class GivenSet:
     """A data set that was given, for each group of the recipe that it has cases of: structures annotated by its test
-    cases, and what evaluators know of it beside."""
+    cases, the ids of these, and what evaluators know of it beside."""
 
     facts: SetFacts
     structures: frozenset[str]
+    cases: frozenset[str]
     opened: Any
+
+    def shares_cases(self, other: GivenSet) -> bool:
+        """Whether the two have test cases in common: by id in sets of one name, or as copies of one set."""
+        first, second = self.facts, other.facts
+        alike = first.name == second.name or first.fingerprint == second.fingerprint
+        return alike and bool(self.cases & other.cases)
 
 
 class Evaluator(Protocol):
@@ -51,6 +58,10 @@ class Evaluator(Protocol):
 
     def structure(self, name: str) -> str:
         """The name under which a published structure stands in data sets."""
+        ...
+
+    def not_given(self, recipe: Recipe, model: GivenModel, structure: str) -> str:
+        """Why a model, asked as the recipe asks, never answers about a structure; empty where it does."""
         ...
 
     def score(

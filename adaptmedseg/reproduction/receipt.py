@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import adaptmedseg
 from adaptmedseg.evaluation.tables import Row
 from adaptmedseg.reproduction.recipes import Recipe
 
-Status = Literal["agrees", "differs", "no interval", "missing", "not comparable", "not ours"]
+Status = Literal["agrees", "differs", "no interval", "missing", "not given", "not comparable", "not ours"]
 Place = tuple[str, str, str, str]
 RECEIPT, PAGE = "receipt.json", "receipt.md"
 
@@ -22,7 +22,8 @@ RECEIPT, PAGE = "receipt.json", "receipt.md"
 class Line:
     """One figure of a published table and ours, where there is one, in the table's own unit.
 
-    `status` says whether the published figure lies in our interval; where there is none of ours, `reason` says why.
+    `status` says whether the published figure lies in our interval; where there is none of ours, `reason` says why:
+    "missing" is what data or weights lack, "not given" what the model, asked as it is, never answers.
     """
 
     method: str
@@ -40,7 +41,11 @@ class Line:
 
     @classmethod
     def without(
-        cls, place: Place, published: float, status: Literal["missing", "not comparable", "not ours"], reason: str = ""
+        cls,
+        place: Place,
+        published: float,
+        status: Literal["missing", "not given", "not comparable", "not ours"],
+        reason: str = "",
     ) -> Line:
         """A figure that has none of ours beside it; `place` is method, group, structure and measure."""
         return cls(*place, published, status, reason)
@@ -85,6 +90,12 @@ class ModelFacts:
     hashes: dict[str, str]
     seed: int | None
     steps: int | None
+
+    @classmethod
+    def of(cls, file: str, lineage: str, hashes: dict[str, str], training: Mapping[str, object]) -> ModelFacts:
+        """A model before it has its row; `training` is what its card says of its last training."""
+        seed, steps = (value if isinstance(value := training.get(name), int) else None for name in ("seed", "steps"))
+        return cls("", Path(file).name, lineage, hashes, seed, steps)
 
 
 @dataclass(frozen=True)
@@ -148,7 +159,11 @@ def _table(lines: Sequence[Line]) -> str:
     for line in lines:
         interval = "" if line.interval is None else f"{line.interval[0]:.4g} to {line.interval[1]:.4g}"
         ours = "—" if line.ours is None else f"{line.ours:.4g}"
-        said = {"agrees": "published lies in our interval", "differs": "published lies outside of our interval"}
+        said: dict[str, str] = {
+            "agrees": "published lies in our interval",
+            "differs": "published lies outside of our interval",
+            "not given": "not given by this model",
+        }
         result = said.get(line.status, line.status) + (f": {line.reason}" if line.reason else "")
         rows.append(
             [line.method, line.group, line.structure, line.measure, f"{line.published:g}", ours, interval,
@@ -170,8 +185,9 @@ def _of_set(facts: SetFacts) -> str:
 
 def _of_model(facts: ModelFacts) -> str:
     seed = "no seed stated" if facts.seed is None else f"seed {facts.seed}"
+    steps = "no steps stated" if facts.steps is None else f"{facts.steps} steps"
     hashes = ", ".join(f"{name} {value}" for name, value in facts.hashes.items())
-    return f"{facts.method}: {facts.lineage}; {seed}; {hashes}"
+    return f"{facts.method}: {facts.lineage}; {seed}, {steps}; {hashes}"
 
 
 def fingerprint(hashes: Sequence[str]) -> str:

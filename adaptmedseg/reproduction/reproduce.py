@@ -104,6 +104,12 @@ def _open(found: _Found, request: Request) -> None:
         given = evaluator.sets(folder, group, recipe)
         if not given:
             raise UserError(f"--data {folder}: has no test case of {' or '.join(recipe.data)}; see `reproduce list`")
+        twice = [old for old in found.sets if any(old.shares_cases(new) for new in given)]
+        if twice:
+            raise UserError(
+                f"--data {folder}: has test cases of '{twice[0].facts.folder}', which was given as "
+                f"{twice[0].facts.group} already and would count twice; give each set once"
+            )
         found.sets += given
     for method, file in request.weights:
         model = evaluator.model(file, request.base)
@@ -150,6 +156,9 @@ def _line(found: _Found, row: Published, method: str, published: float, seed: in
     lack = _lack(found, row, method)
     if lack:
         return Line.without(place, published, "missing", lack)
+    silent = found.evaluator.not_given(recipe, found.models[method], _name(found, row.structure))
+    if silent:
+        return Line.without(place, published, "not given", silent)
     groups = row.group.split(TOGETHER)
     structure = ALL_STRUCTURES if row.structure == ALL else _name(found, row.structure)
     chosen = [

@@ -29,7 +29,7 @@ class SliceEvaluator:
         if base is not None:
             raise UserError(f"--base {base}: is for models of volumes; an adapter of a SAM names its own base")
         loaded = load_picture_model(file)
-        facts = ModelFacts("", Path(file).name, loaded.lineage, loaded.hashes, None, None)
+        facts = ModelFacts.of(file, loaded.lineage, loaded.hashes, loaded.training)
         return GivenModel("sam" if isinstance(loaded.model, PictureModel) else "sam2", facts, loaded)
 
     def sets(self, folder: Path, group: str | None, recipe: Recipe) -> list[GivenSet]:
@@ -45,6 +45,10 @@ class SliceEvaluator:
 
     def structure(self, name: str) -> str:
         return name
+
+    def not_given(self, recipe: Recipe, model: GivenModel, structure: str) -> str:
+        by_class = _way(recipe, model.loaded) == "class"
+        return "" if by_class or structure != BACKGROUND else "it was asked for structures one by one"
 
     def score(
         self,
@@ -107,4 +111,5 @@ def _given(dataset: SliceDataset, group: str, test: Sequence[SliceItem]) -> Give
         test_patients=len({item.patient for item in test}),
         fingerprint=fingerprint([item.image_sha256 for item in test]),
     )
-    return GivenSet(facts, frozenset([*dataset.structures, BACKGROUND]), dataset)
+    cases = frozenset(item.id for item in test)
+    return GivenSet(facts, frozenset([*dataset.structures, BACKGROUND]), cases, dataset)

@@ -35,10 +35,7 @@ class VolumeEvaluator:
 
     def model(self, file: str, base: str | None) -> GivenModel:
         loaded = load_model(file, base)
-        training = _training(file, loaded)
-        facts = ModelFacts(
-            "", Path(file).name, loaded.lineage, loaded.hashes, _number(training, "seed"), _number(training, "steps")
-        )  # fmt: skip
+        facts = ModelFacts.of(file, loaded.lineage, loaded.hashes, _training(file, loaded))
         return GivenModel(kind_of(file, loaded), facts, loaded)
 
     def sets(self, folder: Path, group: str | None, recipe: Recipe) -> list[GivenSet]:
@@ -67,6 +64,9 @@ class VolumeEvaluator:
             return find_structure(name).name
         except UserError:  # a name that a data set brings itself
             return name
+
+    def not_given(self, recipe: Recipe, model: GivenModel, structure: str) -> str:
+        return ""
 
     def score(
         self,
@@ -113,11 +113,6 @@ def _training(file: str, loaded: LoadedModel) -> dict[str, object]:
     return {}
 
 
-def _number(training: Mapping[str, object], name: str) -> int | None:
-    value = training.get(name)
-    return value if isinstance(value, int) else None
-
-
 def _check_patients(dataset: PreparedDataset, cases: Sequence[PreparedCase]) -> None:
     """UserError where a patient is in test and training both."""
     learnt = {case.patient for case in cases if case.split != "test"}
@@ -143,4 +138,4 @@ def _given(dataset: PreparedDataset, group: str, cases: Sequence[PreparedCase], 
         fingerprint=fingerprint([case.sources["image"]["sha256"] for case in test]),
     )
     structures = frozenset(name for case in test for name in case.annotated)
-    return GivenSet(facts, structures, StudyData(dataset, test))
+    return GivenSet(facts, structures, frozenset(case.id for case in test), StudyData(dataset, test))

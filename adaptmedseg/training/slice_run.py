@@ -104,17 +104,18 @@ def run_slice_training(
 def with_embeddings(
     views: list[SliceView], model: PictureModel, config: SliceTrainConfig, device: torch.device
 ) -> list[SliceView]:
-    """The views with what the frozen encoder sees in them. UserError where an adapter changes the encoder."""
+    """The views with what the frozen encoder sees in them, in memory: in float32 where the training computes in it, in
+    float16 otherwise. UserError where an adapter changes the encoder."""
     if isinstance(model, AdaptedSam) and model.changes_encoder:
         raise UserError(
             "cache_embeddings: the adapter changes the image encoder; set it to false or adapt the decoder alone"
         )
     model.to(device).eval()
-    found = []
+    found, kept = [], torch.float32 if config.precision == "fp32" else torch.float16
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         for view in views:
             embedding = model.encode(model.normalise(view.image.to(device))[None])[0]
-            found.append(replace(view, embedding=embedding.half().cpu()))
+            found.append(replace(view, embedding=embedding.to(kept).cpu()))
     model.train()
     # A tensor of inference takes no part in training: a copy made outside of it does.
     return [replace(view, embedding=None if view.embedding is None else view.embedding.clone()) for view in found]

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from adaptmedseg.evaluation import style
-from adaptmedseg.evaluation.slices.tables import Point
+from adaptmedseg.evaluation import style, wording
+from adaptmedseg.evaluation.slices.points import Common, Point
 
 
 def support_curve_svg(points: Sequence[Point], dataset: str) -> str:
@@ -29,9 +29,15 @@ def support_curve_svg(points: Sequence[Point], dataset: str) -> str:
         axes.set_xscale("log", base=2)
         shots = sorted({point.shots for point in chosen})
         axes.set_xticks(shots, [str(n) for n in shots])
-        axes.set_xlabel("supports")
+        axes.set_xlabel(f"supports ({_judged_by(chosen[0].common)})")
         axes.set_ylabel("Dice")
         axes.set_ylim(0, 1)
         style.quiet_grid(axes, "y")
         figure.legend(loc="outside upper left", frameon=False, fontsize=9)
         return style.to_svg(figure)
+
+
+def _judged_by(common: Common) -> str:
+    names = common.structures
+    of = wording.listing(names) if len(names) < 4 else wording.count(len(names), "structure")
+    return f"{wording.count(common.images, 'image')} of {of}"

@@ -82,10 +82,10 @@ def slice_record(dataset: str, item: SliceItem, truth: np.ndarray, answer: Answe
 
 def item_records(dataset: str, item: SliceItem, answers: Sequence[Answer], *, background: bool) -> list[Record]:
     """Scores of all answers to one image; with `background` that of what none of them covers, too, against what no
-    annotated structure covers."""
+    annotated structure covers, where all of these were asked for: with one left out both would be something else."""
     truths = {answer.structure: item.mask(answer.structure) for answer in answers}
     records = [slice_record(dataset, item, truths[answer.structure], answer) for answer in answers]
-    if background and answers:
+    if background and answers and set(item.annotated) <= truths.keys():
         first = answers[0]
         rest = Answer(first.method, first.origin, BACKGROUND, ~_union({a.structure: a.mask for a in answers}))
         records.append(slice_record(dataset, item, ~_union(truths), rest))

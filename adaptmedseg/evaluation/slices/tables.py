@@ -12,6 +12,7 @@ from adaptmedseg.evaluation import wording
 from adaptmedseg.evaluation.bootstrap import bootstrap_interval
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.significance import holm, paired_p
+from adaptmedseg.evaluation.slices.points import Point, common_items, support_points
 from adaptmedseg.evaluation.slices.scores import BACKGROUND
 
 AVERAGE = "average"
@@ -90,35 +91,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Point:
-    """Mean Dice over structures of one method with so many supports: mean and standard deviation over draws."""
-
-    dataset: str
-    method: str
-    shots: int
-    mean: float
-    sd: float | None
-    draws: int
-
-
-def support_points(records: Sequence[Record]) -> list[Point]:
-    """Points of the curve over the size of the support set, in the order of the records."""
-    scores: dict[tuple[str, str, int], dict[int, dict[str, list[float]]]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(list))
-    )
-    for record in records:
-        if record.prompt_origin.endswith(("support", "supports")) and record.dice is not None:
-            key = (record.dataset, record.method, int(record.prompt_origin.split()[0]))
-            scores[key][record.fold or 0][record.structure].append(record.dice)
-    points = []
-    for (dataset, method, shots), draws in scores.items():
-        means = [float(np.mean([np.mean(values) for values in of_draw.values()])) for of_draw in draws.values()]
-        sd = float(np.std(means, ddof=1)) if len(means) > 1 else None
-        points.append(Point(dataset, method, shots, float(np.mean(means)), sd, len(means)))
-    return points
-
-
-@dataclass(frozen=True)
 class PairedTest:
     """Mean difference of Dice, `method` minus `reference`, over what both scored, and Wilcoxon's p over patients,
     corrected after Holm over all tests made together."""
@@ -163,6 +135,7 @@ def slice_report(records: Sequence[Record], reference: str) -> str:
     points = support_points(records)
     if points:
         parts.append(_curve(points))
+    parts += [common.sentence + "\n" for common in common_items(records).values()]
     tests = paired_tests(records, reference)
     if tests:
         parts.append(_tests(tests))

@@ -48,7 +48,7 @@ def sample_pixels(mask: np.ndarray, rng: np.random.Generator) -> Sampled:
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """`weight` (k,) and `bias` make logits of maps (k, h, w); `threshold`: the logit from which on a pixel is the
-    structure's; `dice`: that of each left-out support at this threshold, on its sampled pixels."""
+    structure's; `dice`: that of each picture that both were fitted on, at this threshold, on its sampled pixels."""
 
     weight: Tensor
     bias: Tensor
@@ -80,8 +80,9 @@ def calibrate(rows: list[Tensor], sampled: list[Sampled], start: Tensor | None =
     return Calibration(slope.float(), bias.float(), float(THRESHOLDS[best]), tuple(dice[:, best].tolist()))
 
 
-def left_out_dice(rows: list[Tensor], sampled: list[Sampled]) -> float:
-    """The mean Dice of pictures, two or more, each found by a regression and a threshold of the others' rows alone.
+def left_out_dice(rows: list[Tensor], sampled: list[Sampled], start: Tensor | None = None) -> float:
+    """The mean Dice of pictures, two or more, each found by a regression and a threshold of the others' rows alone;
+    `start` as in `calibrate`.
 
     It tells whether signs of the structure hold beyond the pictures that they were weighed on. At most `FOLDS` pictures
     are left out.
@@ -89,7 +90,7 @@ def left_out_dice(rows: list[Tensor], sampled: list[Sampled]) -> float:
     scores = []
     for index in range(min(len(rows), FOLDS)):
         kept = [other for other in range(len(rows)) if other != index]
-        fitted = calibrate([rows[i] for i in kept], [sampled[i] for i in kept])
+        fitted = calibrate([rows[i] for i in kept], [sampled[i] for i in kept], start)
         logits = rows[index] @ fitted.weight + fitted.bias
         found = (logits > fitted.threshold).float() * sampled[index].weight
         truth = sampled[index].weight * sampled[index].target

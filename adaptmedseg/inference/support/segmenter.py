@@ -26,7 +26,7 @@ METHODS: tuple[Method, ...] = ("support set", "prior", "nearest prototype")
 @dataclass(frozen=True, eq=False)
 class SupportAnswer:
     """One structure of one picture: `logits` (h, w), float32, on its own pixels, above zero where the structure is;
-    `expected_dice`: the mean Dice of the supports as they were left out."""
+    `expected_dice`: that of `SupportTask`, on left-out supports."""
 
     structure: str
     logits: np.ndarray

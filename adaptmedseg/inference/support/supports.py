@@ -77,14 +77,18 @@ class SupportSet:
             raise UserError(
                 f"{self.source}: {count} supports are asked for, and there are {len(self.supports)}; ask for fewer"
             )
-        seen: dict[str, int] = {}
-        ranked: list[tuple[int, int, int]] = []
-        for index in rng.permutation(len(self.supports)).tolist():
-            group = self.supports[index].group
-            seen[group] = seen.get(group, 0) + 1
-            ranked.append((seen[group], len(ranked), index))
-        chosen = sorted(index for _, _, index in sorted(ranked)[:count])
+        chosen = drawn_indices([support.group for support in self.supports], count, rng)
         return SupportSet([self.supports[index] for index in chosen], self.source)
+
+
+def drawn_indices(groups: Sequence[str], count: int, rng: np.random.Generator) -> list[int]:
+    """`count` places in `groups`, of as many groups as there are, in ascending order."""
+    seen: dict[str, int] = {}
+    ranked: list[tuple[int, int, int]] = []
+    for index in rng.permutation(len(groups)).tolist():
+        seen[groups[index]] = seen.get(groups[index], 0) + 1
+        ranked.append((seen[groups[index]], len(ranked), index))
+    return sorted(index for _, _, index in sorted(ranked)[:count])
 
 
 def subsets(count: int, rng: np.random.Generator, size: int = TOGETHER) -> list[list[int]]:

@@ -64,6 +64,9 @@ class SupportTask:
     of it). `prior` weighs the similarity to the supports' features (`Bank.priors`) and, where that finds left-out
     supports better, fixed filters of the picture (`local_features`). From what it expects come prompts for SAM's
     decoder, in three ways; `answer` weighs the decoder's answers and the prior itself.
+
+    `expected_dice`: the mean over left-out supports (of a lone one, over its copies), six at most, of what `answer`
+    fitted and cut without them makes of them. `prior` has seen all of them: a query can be expected to do worse.
     """
 
     def __init__(self, sam: FrozenSam, structure: str, shown: Sequence[Shown], seed: int = 0):
@@ -84,12 +87,9 @@ class SupportTask:
             for trial, prior in zip(trials, expected, strict=True)
         ]
         alone = torch.eye(rows[0].shape[1])[0]  # the prior as it is: what the decoder cannot better it leaves alone
-        self.answer: Calibration = calibrate(rows, [trial.sampled for trial in trials], alone)
-
-    @property
-    def expected_dice(self) -> float:
-        """The mean over the left-out supports: what to expect of a query that is like them."""
-        return float(np.mean(self.answer.dice))
+        sampled = [trial.sampled for trial in trials]
+        self.answer: Calibration = calibrate(rows, sampled, alone)
+        self.expected_dice = left_out_dice(rows, sampled, alone)
 
     def _trials(self, shown: Sequence[Shown], rng: np.random.Generator) -> list[Trial]:
         if len(shown) == 1:

@@ -1,0 +1,100 @@
+"""The folder that scores of slices are written to: scores, tables, curves, and which model each score is of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from adaptmedseg.data.files import write_atomic
+from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation.records import Record, read_results, results_csv, write_results
+from adaptmedseg.evaluation.slices.curves import support_curve_svg
+from adaptmedseg.evaluation.slices.points import support_points
+from adaptmedseg.evaluation.slices.tables import slice_report
+from adaptmedseg.evaluation.study import RESULTS
+
+TABLES, MODELS = "tables.md", "models.json"
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """What stands behind a method of a table: the model as the user named it, the hashes of its weights, and the `seed`
+    that supports were drawn with, None where there were none."""
+
+    file: str
+    hashes: dict[str, str]
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores, and the models behind their methods."""
+
+    records: Sequence[Record] = ()
+    models: Mapping[str, ScoredModel] = field(default_factory=dict)
+
+    def joined(self, new: Scores) -> Scores:
+        """Both; a score that is given again is replaced."""
+        keys = {record.score_key for record in new.records}
+        kept = [record for record in self.records if record.score_key not in keys]
+        return Scores([*kept, *new.records], {**self.models, **new.models})
+
+
+def earlier_scores(out: Path, split: str, *, append: bool) -> Scores:
+    """What is to be added to: nothing in a new folder. UserError for one that cannot take scores of this split."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; choose a folder for --out")
+    if not (out / RESULTS).exists():
+        return Scores()
+    if not append:
+        raise UserError(f"{out}: holds another evaluation; choose a new --out, or add to it with --append")
+    records = read_results(out / RESULTS)
+    others = sorted({record.split for record in records} - {split})
+    if others:
+        raise UserError(f"{out}: holds scores of the split '{others[0]}', not '{split}'; choose a new --out")
+    return Scores(records, _read_models(out / MODELS))
+
+
+def _read_models(path: Path) -> dict[str, ScoredModel]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return {name: ScoredModel(**entry) for name, entry in table.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        raise UserError(
+            f"{path}: is missing or damaged, so that nobody can tell which models the scores beside it are of; choose "
+            "a new --out"
+        ) from None
+
+
+def check_same(out: Path, before: Mapping[str, ScoredModel], now: Mapping[str, ScoredModel]) -> None:
+    """UserError where a method is another model than at the scores before, or was shown supports of another draw."""
+    for name, new in now.items():
+        old = before.get(name, new)
+        if old.hashes != new.hashes:
+            raise UserError(
+                f"{out}: its scores of '{name}' are those of {old.file}, whose weights are not those of {new.file}; "
+                "choose a new --out"
+            )
+        if old.seed != new.seed:
+            raise UserError(
+                f"{out}: its scores of '{name}' are of supports drawn with --seed {old.seed}, not {new.seed}; choose "
+                "a new --out"
+            )
+
+
+def write_scores(out: Path, scores: Scores, reference: str) -> str:
+    """Write scores, tables and curves; gives the tables, in which methods are compared with `reference`. The scores
+    come last: a folder with scores is complete."""
+    report = slice_report(scores.records, reference)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / TABLES, report)
+    points = support_points(scores.records)
+    for dataset in dict.fromkeys(point.dataset for point in points):
+        write_atomic(out / f"supports_{dataset}.svg", support_curve_svg(points, dataset))
+    table = {name: asdict(model) for name, model in scores.models.items()}
+    write_atomic(out / MODELS, json.dumps(table, indent=1) + "\n")
+    write_atomic(out / "results.csv", results_csv(scores.records))
+    write_results(out / RESULTS, scores.records)
+    return report
