@@ -77,7 +77,10 @@ def evaluate_slices(
         records = _by_support(methods, queries, study, chosen)
         reference = SUPPORT_SET
     else:
-        models = {method.name: ScoredModel(given[method.name], method.loaded.hashes) for method in methods}
+        models = {
+            method.name: ScoredModel(given[method.name], method.loaded.hashes, learned=sorted(method.loaded.learned))
+            for method in methods
+        }
         check_same(out, earlier.models, models)
         records = _by_prompts(methods, queries, ask, chosen)
         reference = earlier.records[0].method if earlier.records else methods[0].name

@@ -27,7 +27,8 @@ class LoadedPictureModel:
 
     `size` and `fit`: the square it looks at; `alternatives`: whether it offers several masks for one point; `seen`: the
     SHA-256 of every image that its training is known to have seen; `lineage` says in words how it came about; `classes`
-    are those that it knows by name; `training` is what its card says of its last training.
+    are those that it knows by name; `training` is what its card says of its last training; `learned` are the structures
+    of all its trainings, empty where they are not known, as of published weights.
     """
 
     model: Sam | AdaptedSam | Sam2Baseline
@@ -40,6 +41,7 @@ class LoadedPictureModel:
     licence: str = ""
     classes: tuple[str, ...] = ()
     training: Mapping[str, object] = field(default_factory=dict)
+    learned: frozenset[str] = frozenset()
 
 
 def load_picture_model(name: str) -> LoadedPictureModel:
@@ -78,6 +80,7 @@ def load_picture_model(name: str) -> LoadedPictureModel:
         f"{card.get('name', name)} ({card.get('trained_on', 'training unknown')})",
         str(card.get("licence", "")),
         training=training,
+        learned=_learned(card),
     )
 
 
@@ -102,9 +105,18 @@ def _load_adapted(path: Path) -> LoadedPictureModel:
         licence=card.licence,
         classes=model.classes,
         training=card.training,
+        learned=base.learned | _learned({"training": card.training}),
     )
 
 
 def _seen(training: Mapping[str, object]) -> frozenset[str]:
     hashes = training.get("image_sha256", [])
     return frozenset(hashes) if isinstance(hashes, list) else frozenset()
+
+
+def _learned(card: Mapping[str, object]) -> frozenset[str]:
+    """The structures of a card's training and of those before it."""
+    training, before = card.get("training"), card.get("started_from")
+    names = training.get("structures") if isinstance(training, dict) else None
+    own = frozenset(names) if isinstance(names, list) else frozenset[str]()
+    return own | (_learned(before) if isinstance(before, dict) else frozenset())

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from adaptmedseg.evaluation import style, wording
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.slices.scores import BACKGROUND
+from adaptmedseg.evaluation.slices.tables import markdown
 
 Item = tuple[str, str]  # case and structure
 
@@ -70,22 +71,37 @@ def _mean(scores: Mapping[Item, float], items: Sequence[Item]) -> float:
     return float(np.mean([np.mean(values) for values in by_structure.values()]))
 
 
+def diversity_table(points: Sequence[DiversityPoint]) -> str:
+    """The points as a Markdown table."""
+    rows = [
+        [
+            point.dataset, wording.listing(point.structures), wording.origin(point.origin), ", ".join(point.methods),
+            str(point.learned), str(point.images), wording.score(point.mean),
+        ]
+        for point in points
+    ]  # fmt: skip
+    header = ["set", "never learned", "prompt", "models", "structures learned", "images", "Dice"]
+    return markdown(header, rows, 4)
+
+
 def diversity_svg(points: Sequence[DiversityPoint]) -> str:
     """SVG of the curves, a line a set and way of asking."""
     with style.settings():
         figure = Figure(figsize=(5.4, 3.4), layout="constrained")
         axes = figure.add_subplot()
+        several = len({point.origin for point in points}) > 1
         for place, (dataset, origin) in enumerate(dict.fromkeys((point.dataset, point.origin) for point in points)):
             line = [point for point in points if (point.dataset, point.origin) == (dataset, origin)]
             of = (
                 wording.listing(line[0].structures) if len(line[0].structures) < 3 else f"{len(line[0].structures)} new"
             )
+            asked = f", {wording.origin(origin)}" if several else ""
             axes.plot(
                 [point.learned for point in line],
                 [point.mean for point in line],
                 color=style.PALETTE[place % len(style.PALETTE)],
                 marker=style.MARKERS[place % len(style.MARKERS)],
-                markersize=5, linewidth=1.6, label=f"{dataset}, {of}, {origin}",
+                markersize=5, linewidth=1.6, label=f"{dataset}: {of}{asked}",
             )  # fmt: skip
         numbers = sorted({point.learned for point in points})
         axes.set_xticks(numbers, [str(n) for n in numbers])

@@ -11,21 +11,23 @@ from adaptmedseg.data.files import write_atomic
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record, read_results, results_csv, write_results
 from adaptmedseg.evaluation.slices.curves import support_curve_svg
+from adaptmedseg.evaluation.slices.diversity import diversity_points, diversity_svg, diversity_table
 from adaptmedseg.evaluation.slices.points import support_points
 from adaptmedseg.evaluation.slices.tables import slice_report
 from adaptmedseg.evaluation.study import RESULTS
 
-TABLES, MODELS = "tables.md", "models.json"
+TABLES, MODELS, DIVERSITY = "tables.md", "models.json", "task_diversity.svg"
 
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """What stands behind a method of a table: the model as the user named it, the hashes of its weights, and the `seed`
-    that supports were drawn with, None where there were none."""
+    """What stands behind a method of a table: the model as the user named it, the hashes of its weights, the `seed`
+    that supports were drawn with, None where there were none, and the structures it is known to have `learned`."""
 
     file: str
     hashes: dict[str, str]
     seed: int | None = None
+    learned: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,16 @@ def check_same(out: Path, before: Mapping[str, ScoredModel], now: Mapping[str, S
 def write_scores(out: Path, scores: Scores, reference: str) -> str:
     """Write scores, tables and curves; gives the tables, in which methods are compared with `reference`. The scores
     come last: a folder with scores is complete."""
-    report = slice_report(scores.records, reference)
+    learned = {name: frozenset(model.learned) for name, model in scores.models.items() if model.learned}
+    diversity = diversity_points(scores.records, learned)
+    report = "\n".join([slice_report(scores.records, reference), *([diversity_table(diversity)] if diversity else [])])
     out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / TABLES, report)
     points = support_points(scores.records)
     for dataset in dict.fromkeys(point.dataset for point in points):
         write_atomic(out / f"supports_{dataset}.svg", support_curve_svg(points, dataset))
+    if diversity:
+        write_atomic(out / DIVERSITY, diversity_svg(diversity))
     table = {name: asdict(model) for name, model in scores.models.items()}
     write_atomic(out / MODELS, json.dumps(table, indent=1) + "\n")
     write_atomic(out / "results.csv", results_csv(scores.records))
