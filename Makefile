@@ -19,7 +19,7 @@ QUERIES ?= 12
 SLURM_PACKAGES := munge slurmctld slurmd slurm-client
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow test-cluster lint format base real compare transfer learning-curves prompts slices clean
+.PHONY: demo test test-slow test-cluster lint format base real compare transfer learning-curves random-start prompts slices clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
@@ -127,6 +127,12 @@ learning-curves: $(VENV)/installed runs/compare/ct_base
 	$(BIN)/adaptmedseg compare gated unet --base runs/compare/ct_base --old runs/compare/openkbp \
 		--data runs/compare/promise12 --data runs/compare/left_atrium --data runs/compare/acdc --data runs/compare/hippocampus \
 		--seeds $(COMPARE_SEEDS) --steps $(COMPARE_STEPS) --patients 1,2,5 --out runs/compare/curves
+
+# What is the base's own share? The same network from random weights, all of them trained on the same MRI.
+random-start: $(VENV)/installed runs/compare/ct_base
+	$(BIN)/adaptmedseg compare full --base fresh:small --old runs/compare/openkbp \
+		--data runs/compare/promise12 --data runs/compare/left_atrium --data runs/compare/acdc --data runs/compare/hippocampus \
+		--seeds $(COMPARE_SEEDS) --steps $(COMPARE_STEPS) --out runs/compare/random
 
 runs/compare/ct_base:
 	rm -rf runs/compare
