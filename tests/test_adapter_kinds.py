@@ -232,7 +232,8 @@ def test_a_pattern_that_matches_nothing_says_what_there_is(tiny_base: SegVol) ->
         assert there in str(error.value)
     with pytest.raises(UserError, match=r"adapter\.train: 'upscaling' matches no parameter") as error:
         adapted(tiny_base, AdapterConfig(train=["upscaling"]))
-    assert "prompt_encoder.point_embeddings.*.weight" in str(error.value)
+    assert "mask_decoder.output_upscaling.*.weight" in str(error.value)
+    assert len(str(error.value)) < 500, "of dozens of names only those like the pattern"
 
 
 def test_a_layer_is_adapted_once_by_each_kind(tiny_base: SegVol) -> None:

@@ -126,5 +126,5 @@ def test_a_killed_process_ends_the_others_with_a_sentence(
 def test_a_batch_that_cannot_be_shared_is_refused(chain: Path, tmp_path: Path) -> None:
     outcome = call("train", *arguments(chain, tmp_path / "run", "batch_size=3", "compute.accumulate=2"))
     assert outcome.code == 2
-    assert "batch_size 3: 1 processes with compute.accumulate 2 cannot share it evenly" in outcome.err
+    assert "batch_size 3: 1 process with compute.accumulate 2 cannot share it evenly" in outcome.err
     assert not any(tmp_path.iterdir())

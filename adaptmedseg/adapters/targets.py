@@ -3,8 +3,11 @@
 import fnmatch
 import re
 from collections.abc import Iterable
+from difflib import SequenceMatcher
 
 from adaptmedseg.errors import UserError
+
+MOST_NAMES = 6  # in a sentence
 
 
 def choose(patterns: Iterable[str], available: Iterable[str], key: str, what: str) -> list[str]:
@@ -17,10 +20,21 @@ def choose(patterns: Iterable[str], available: Iterable[str], key: str, what: st
     for pattern in patterns:
         hits = fnmatch.filter(names, pattern)
         if not hits:
-            there = ", ".join(alike(names)) or "none"
-            raise UserError(f"{key}: '{pattern}' matches no {what}; there are {there}")
+            raise UserError(f"{key}: '{pattern}' matches no {what}; {_there(pattern, alike(names))}")
         chosen.update(hits)
     return [name for name in names if name in chosen]
+
+
+def _there(pattern: str, names: list[str]) -> str:
+    """What there is: all of few names, of many those most like the pattern."""
+    if len(names) <= MOST_NAMES:
+        return f"there are {', '.join(names) or 'none'}"
+    words = re.findall(r"\w+", pattern)
+
+    def unlike(name: str) -> tuple[int, float]:
+        return -sum(word in name for word in words), -SequenceMatcher(None, pattern, name).ratio()
+
+    return f"the nearest of {len(names)} are {', '.join(sorted(names, key=unlike)[:MOST_NAMES])}"
 
 
 def alike(names: Iterable[str]) -> list[str]:

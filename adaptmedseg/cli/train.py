@@ -26,6 +26,7 @@ from adaptmedseg.models.segvol import SMALL, SegVol
 from adaptmedseg.models.unet import ReferenceUNet
 from adaptmedseg.training.config import TrainConfig
 from adaptmedseg.training.config_file import load_config, named_model
+from adaptmedseg.training.config_lines import told_with_line
 from adaptmedseg.training.position import TrainResult
 from adaptmedseg.training.processes import Processes
 from adaptmedseg.training.run import run_training, settled
@@ -62,10 +63,11 @@ def train(
     """
     settings = read_settings(config, overrides, data, base, fold, seed)
     chosen = pick_device(device)
-    if isinstance(settings, SliceTrainConfig):
-        train_slices(settings, out, chosen, resume=resume)
-    else:
-        train_volumes(settings, out, chosen, resume=resume)
+    with told_with_line(config_path(config), type(settings), given_beside(overrides, data, base, fold, seed)):
+        if isinstance(settings, SliceTrainConfig):
+            train_slices(settings, out, chosen, resume=resume)
+        else:
+            train_volumes(settings, out, chosen, resume=resume)
 
 
 def train_volumes(settings: TrainConfig, out: Path, device: torch.device, *, resume: bool) -> None:
@@ -109,13 +111,18 @@ def read_settings(
     config: str, overrides: list[str] | None, data: list[Path], base: str | None, fold: int | None, seed: int | None
 ) -> TrainConfig | SliceTrainConfig:
     """The configuration that the command line asks for. UserError where there is none or it is wrong."""
-    changes = parse_overrides(overrides or [])
-    given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
-    changes |= {key: value for key, value in given.items() if value is not None}
-    path = config_path(config)
+    path, changes = config_path(config), given_beside(overrides, data, base, fold, seed)
     if named_model(path) == "sam":
         return load_config(path, SliceTrainConfig, changes)
     return load_config(path, TrainConfig, changes)
+
+
+def given_beside(
+    overrides: list[str] | None, data: list[Path], base: str | None, fold: int | None, seed: int | None
+) -> dict[str, object]:
+    """The settings of the command line, by dotted key: they replace those of the file."""
+    given = {"data.paths": [str(path) for path in data] or None, "base": base, "data.fold": fold, "seed": seed}
+    return parse_overrides(overrides or []) | {key: value for key, value in given.items() if value is not None}
 
 
 def look_for_leaks(settings: TrainConfig) -> None:

@@ -2,13 +2,13 @@
 
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
 from adaptmedseg.training.running_config import CheckpointConfig, ComputeConfig, SelectionConfig
-from adaptmedseg.training.strict import Fraction, NotNegative, Positive, Strict
+from adaptmedseg.training.strict import Fraction, NotNegative, Positive, Strict, each_once, not_empty
 from adaptmedseg.training.tracking_config import TrackingConfig
 
 Temperature = Annotated[float, Field(ge=1)]
@@ -47,8 +47,8 @@ class DataConfig(Strict):
     train on, drawn by `seed`, of which fewer are always among more; null for all.
     """
 
-    paths: list[str] = Field(default_factory=list)
-    structures: list[str] | None = None
+    paths: Annotated[list[str], AfterValidator(each_once)] = Field(default_factory=list)
+    structures: Annotated[list[str], AfterValidator(not_empty)] | None = None
     fold: int | None = None
     patients: Annotated[int, Field(ge=1)] | None = None
     normalise: Normalisation = SEGVOL

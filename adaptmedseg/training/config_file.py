@@ -1,6 +1,5 @@
 """Reading a configuration from YAML: what is wrong with it is said with its key and its line."""
 
-import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -8,9 +7,11 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from yaml.error import MarkedYAMLError
 from yaml.nodes import MappingNode, Node, SequenceNode
 
 from adaptmedseg.errors import UserError
+from adaptmedseg.training.config_lines import in_yaml, named_keys, place_of
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -37,7 +38,7 @@ def load_config(path: Path, kind: type[Config], overrides: dict[str, object] | N
     except ValidationError as error:
         first = error.errors()[0]
         keys = first["loc"] or named_keys(text, first["msg"])
-        raise UserError(f"{_place(path, text, keys, overrides or {})}: {_what(kind, first)}") from None
+        raise UserError(f"{place_of(path, text, keys, overrides or {})}: {_what(kind, first)}") from None
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:
@@ -48,12 +49,29 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
         raise UserError(f"{path}: no such configuration file; give the path of a YAML file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not readable as YAML (it is no text in UTF-8); give another file") from None
+    except MarkedYAMLError as error:
+        raise UserError(_misspelt(path, error)) from None
+    except yaml.YAMLError as error:
         raise UserError(f"{path}: not readable as YAML ({' '.join(str(error).split())}); mend the file") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds no keys; start from one of the shipped configurations")
     _refuse_twice(path, yaml.compose(text, Loader=yaml.SafeLoader))
     return text, values
+
+
+def _misspelt(path: Path, error: MarkedYAMLError) -> str:
+    """What the YAML parser stumbled over, and in which line."""
+    mark = error.problem_mark or error.context_mark
+    place = f"{path}, line {mark.line + 1}" if mark else str(path)
+    problem = error.problem or error.context or "it cannot be parsed"
+    if "'\\t'" in problem:
+        return f"{place}: not readable as YAML (a tab); indent with spaces"
+    begun = error.context_mark
+    if begun and mark and error.context and begun.line != mark.line:
+        problem = f"{problem}, {error.context} that begins in line {begun.line + 1}"
+    return f"{place}: not readable as YAML ({problem}); mend the file"
 
 
 def _refuse_twice(path: Path, node: Node | None) -> None:
@@ -67,50 +85,6 @@ def _refuse_twice(path: Path, node: Node | None) -> None:
         _refuse_twice(path, inner)
     for inner in node.value if isinstance(node, SequenceNode) else ():
         _refuse_twice(path, inner)
-
-
-def _place(path: Path, text: str, keys: tuple[int | str, ...], overrides: dict[str, object]) -> str:
-    """Where a value came from: a line of the file, or the command line."""
-    dotted = ".".join(map(str, keys))
-    for key, value in overrides.items():
-        if dotted == key or dotted.startswith(f"{key}."):
-            return f"{path}: {key}={value} (given beside the file)"
-    line = line_of(text, keys)
-    return str(path) if line is None else f"{path}, line {line}"
-
-
-def line_of(text: str, keys: tuple[int | str, ...]) -> int | None:
-    """The line, from 1, of the key that a path of keys and indices leads to, or of the last on the way that is there;
-    None where not even the first is."""
-    node: Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
-    line = None
-    for key in keys:
-        found = _inside(node, key)
-        if found is None:
-            break
-        line, node = found
-    return line
-
-
-def named_keys(text: str, message: str) -> tuple[str, ...]:
-    """The first key of the file that a sentence about several of them names, dotted ones before others."""
-    words = re.findall(r"[a-z_]+(?:\.[a-z_]+)*", message)
-    for word in sorted(words, key=lambda word: "." not in word):
-        keys = tuple(word.split("."))
-        if line_of(text, keys) is not None:
-            return keys
-    return ()
-
-
-def _inside(node: Node | None, key: int | str) -> tuple[int, Node] | None:
-    """The line of a key in a node, and what it holds."""
-    if isinstance(node, MappingNode):
-        for name, value in node.value:
-            if name.value == str(key):
-                return name.start_mark.line + 1, value
-    if isinstance(node, SequenceNode) and isinstance(key, int) and key < len(node.value):
-        return node.value[key].start_mark.line + 1, node.value[key]
-    return None
 
 
 def _what(kind: type[BaseModel], error: ErrorDetails) -> str:
@@ -129,8 +103,10 @@ def _what(kind: type[BaseModel], error: ErrorDetails) -> str:
         return f"{dotted}: is missing; add it"
     if error["type"] == "model_type":
         own = ", ".join(sorted(_fields(kind, keys)))
-        return f"{dotted}: takes keys of its own ({own}); write them below it (value: {error['input']!r})"
-    return f"{dotted}: {message} (value: {error['input']!r})"
+        return f"{dotted}: takes keys of its own ({own}); write them below it (value: {in_yaml(error['input'])})"
+    if error["type"] == "list_type" and not isinstance(error["input"], dict | None):
+        return f"{dotted}: takes a list; write [{in_yaml(error['input'])}]"
+    return f"{dotted}: {message} (value: {in_yaml(error['input'])})"
 
 
 def _fields(kind: Any, keys: tuple[int | str, ...]) -> set[str]:
@@ -163,7 +139,9 @@ def _set(path: Path, values: dict, keys: list[str], value: object) -> None:
         inner = place.setdefault(key, {}) if isinstance(place, dict) else place[int(key)]
         if not isinstance(inner, dict | list):
             part = ".".join(keys[:depth])
-            raise UserError(f"{path}: {whole}: cannot be set while {part} is {inner!r}; write {part} out in the file")
+            raise UserError(
+                f"{path}: {whole}: cannot be set while {part} is {in_yaml(inner)}; write {part} out in the file"
+            )
         place = inner
     _check_number(path, whole, keys[:-1], place, keys[-1])
     if isinstance(place, dict):

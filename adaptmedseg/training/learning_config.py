@@ -49,7 +49,8 @@ class PromptConfig(Strict):
     def sums_to_one(self) -> "PromptConfig":
         total = sum(self.shares.values())
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"prompt shares sum to {total:g}, not to 1")
+            left_out = "" if "text" in self.model_fields_set else "; text is 1 where it is left out: set it too"
+            raise ValueError(f"prompt shares sum to {total:g}, not to 1{left_out}")
         drawn = sum(share > 0 for share in self.shares.values())
         if self.kinds > drawn:
             raise ValueError(f"{self.kinds} kinds of prompt a step, but {drawn} with a share above 0: raise shares")

@@ -90,7 +90,10 @@ class RunFolder:
         UserError as in `check`, and where another process is at it.
         """
         self.check(resume)
-        self.training.mkdir(parents=True, exist_ok=True)
+        try:
+            self.training.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.training}: cannot be made ({error.strerror}); choose another --out") from None
         with locked(self.training):
             try:
                 yield

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from adaptmedseg.models.adapter_config import SamAdapterConfig
 from adaptmedseg.training.config import (
@@ -13,7 +13,7 @@ from adaptmedseg.training.config import (
 )
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
 from adaptmedseg.training.running_config import CheckpointConfig, ComputeConfig, SelectionConfig
-from adaptmedseg.training.strict import Strict
+from adaptmedseg.training.strict import Strict, each_once, not_empty
 from adaptmedseg.training.tracking_config import TrackingConfig
 
 
@@ -21,8 +21,8 @@ class SliceDataConfig(Strict):
     """Sets of slices (`adaptmedseg slices`), of the split 'train'. A structure of fewer than `least` pixels in the
     square that the model looks at is no target."""
 
-    paths: tuple[str, ...] = ()
-    structures: tuple[str, ...] | None = None
+    paths: Annotated[tuple[str, ...], AfterValidator(each_once)] = ()
+    structures: Annotated[tuple[str, ...], AfterValidator(not_empty)] | None = None
     least: Annotated[int, Field(ge=1)] = 8
     balance: BalanceConfig = BalanceConfig()
 

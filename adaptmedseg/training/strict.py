@@ -1,12 +1,33 @@
 """What all parts of a training's configuration have in common."""
 
-from typing import Annotated, Any, get_args
+import os
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+Names = TypeVar("Names", list[str], tuple[str, ...])
+
+
+def each_once(paths: Names) -> Names:
+    """For folders of data sets. ValueError where one stands twice: its cases would be drawn twice as often."""
+    known: set[str] = set()
+    for path in map(os.path.normpath, paths):
+        if path in known:
+            raise ValueError(f"{path} stands twice; name each set once")
+        known.add(path)
+    return paths
+
+
+def not_empty(names: Names) -> Names:
+    """For names of which null means all. ValueError where there are none."""
+    if not names:
+        raise ValueError("names nothing to learn; name structures, or set it to null for all")
+    return names
 
 
 def _kinds(annotation: Any) -> set[Any]:

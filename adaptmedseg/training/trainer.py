@@ -55,8 +55,9 @@ class Trainer:
         """This process's pieces of every batch."""
         count, pieces = self.processes.count, self.config.compute.accumulate
         if batch_size % (count * pieces):
+            share = "1 process" if count == 1 else f"{count} processes"
             raise UserError(
-                f"batch_size {batch_size}: {count} processes with compute.accumulate {pieces} cannot share it evenly; "
+                f"batch_size {batch_size}: {share} with compute.accumulate {pieces} cannot share it evenly; "
                 f"make it a multiple of {count * pieces}"
             )
         return Share(self.processes.rank * pieces, pieces, count * pieces)
