@@ -52,7 +52,7 @@ def well_formed(script: Path) -> bool:
 
 def test_a_script_asks_for_what_was_given(chain: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    given_options = ("--gpus", "4", "--nodes", "2", "--time", "1-12", "--mem", "64G", "--cpus", "8")
+    given_options = ("--gpus", "4", "--nodes", "2", "--time", "1-12", "--mem", "64G", "--cpus", "8", "batch_size=8")
     names = ("--partition", "gpu", "--account", "lab", "--sbatch", "--qos=long")
     outcome = dry(chain, out, *given_options, *names)
     assert outcome.code == 0, outcome
@@ -154,6 +154,8 @@ def test_names_with_blanks_and_quotes_survive(chain: Path, tmp_path: Path) -> No
         (("--data", "nowhere"), "nowhere is no prepared data set"),
         (("--base", "lost.safetensors"), "lost.safetensors"),
         (("budget.steps=none",), "budget.steps"),
+        (("batch_size=6", "--nodes", "2", "--gpus", "2"), "batch_size 6: 4 processes with compute.accumulate 1"),
+        (("precision=fp16", "--cpu"), "precision fp16: needs a graphics processor"),
     ],
 )
 def test_what_could_only_fail_is_refused_here(
@@ -170,7 +172,7 @@ def test_what_could_only_fail_is_refused_here(
 def test_configurations_that_are_none_are_refused(chain: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("name: [", encoding="utf-8")
-    assert "broken.yaml: not readable as YAML" in dry(chain, tmp_path / "run", config=broken).err
+    assert "broken.yaml, line 1: not readable as YAML" in dry(chain, tmp_path / "run", config=broken).err
     assert "neither a file nor a shipped one" in dry(chain, tmp_path / "run", config="unheard").err
     unknown = call("submit", "--strategies", "unheard", "--data", chain / "data", "--dry-run")
     assert "configuration 'strategies/unheard'" in unknown.err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -75,3 +77,17 @@ def test_the_example_trains(example: Path, tmp_path: Path) -> None:
     changes = ["budget.minutes=null", "budget.steps=1", "optimiser.lr=0.0005", "adapter.priors=null"]
     outcome = call("train", example, "--out", tmp_path / "run", *options, *changes)
     assert outcome.code == 0, outcome
+
+
+def test_the_documented_launcher_for_cpus_starts_as_many_processes_as_it_says(tmp_path: Path) -> None:
+    commands = re.findall(r"^ +\.venv/bin/(\w+) (.+) -m adaptmedseg\.train .*--device cpu$", PAGE, re.MULTILINE)
+    assert [launcher for launcher, _ in commands] == ["torchrun"]
+    script = tmp_path / "count.py"
+    script.write_text(
+        "import pathlib, sys\nfrom accelerate import PartialState\nstate = PartialState(cpu=True)\n"
+        "(pathlib.Path(sys.argv[1]) / f'{state.process_index}-of-{state.num_processes}').touch()\n",
+        encoding="utf-8",
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", *commands[0][1].split()]
+    subprocess.run([*launcher, str(script), str(tmp_path)], check=True, timeout=300, capture_output=True)
+    assert sorted(path.name for path in tmp_path.glob("*-of-*")) == ["0-of-2", "1-of-2"]

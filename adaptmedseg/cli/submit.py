@@ -20,6 +20,7 @@ from adaptmedseg.launch.script import Resources
 from adaptmedseg.launch.submit import Order, Script, Step, check_sbatch, write_scripts
 from adaptmedseg.launch.submit import submit as hand_in
 from adaptmedseg.training.config import TrainConfig
+from adaptmedseg.training.processes import refuse_uneven
 from adaptmedseg.training.run_folder import RunFolder
 from adaptmedseg.training.slice_config import SliceTrainConfig
 from adaptmedseg.training.training_set import training_cases
@@ -58,7 +59,7 @@ def submit(
 
     \b
     Examples:
-      adaptmedseg submit adapt --data prepared/mri --out runs/mri --time 02:00:00 --gpus 4 --then evaluate,report
+      adaptmedseg submit adapt --data prepared/mri --out runs/mri --gpus 4 batch_size=8 --then evaluate,report
       adaptmedseg submit prostate --data prepared/promise12 --folds all --out runs/folds --time 60 --partition gpu
       adaptmedseg submit --strategies lora,gated,full budget.minutes=30 --data prepared/mri --out runs/strategies
       adaptmedseg submit demo --data prepared/mri --cpu --nodes 2 --time 10 --out runs/try --dry-run
@@ -74,6 +75,7 @@ def submit(
     settings = [_on_volumes(read_settings(name, changes, data, base, fold, seed)) for name in chosen]
     numbers = _folds(folds, settings[0], strategies, fold)
     _check(settings, numbers, out, array=bool(folds or strategies))
+    _check_resources(settings, resources)
     order = Order(
         name="strategies" if strategies else settings[0].name,
         out=out,
@@ -155,6 +157,14 @@ def _check(settings: list[TrainConfig], folds: list[int], out: Path, array: bool
             raise UserError(f"{out}: is a file; choose a new folder for --out")
     else:
         RunFolder(out).check(resume=True)
+
+
+def _check_resources(settings: list[TrainConfig], resources: Resources) -> None:
+    """UserError where the processes of the job could not do what a configuration asks."""
+    for config in settings:
+        refuse_uneven(config.batch_size, resources.processes, config.compute.accumulate)
+        if config.precision == "fp16" and not resources.gpus:
+            raise UserError("precision fp16: needs a graphics processor, and --cpu asks for none; set it to bf16")
 
 
 def _kept(out: Path) -> Path:

@@ -44,6 +44,11 @@ class Resources:
             if not OPTION.fullmatch(text):
                 raise UserError(f"--sbatch {text!r}: give one option of sbatch as in a script, such as --qos=long")
 
+    @property
+    def processes(self) -> int:
+        """Of all nodes together."""
+        return self.nodes * (self.gpus or 1)
+
     def lines(self) -> list[str]:
         """sbatch's options."""
         asked = [

@@ -64,6 +64,16 @@ class Processes:
         return values
 
 
+def refuse_uneven(batch_size: int, count: int, pieces: int) -> None:
+    """UserError where `count` processes cannot share a batch evenly, each of them in `pieces`."""
+    if batch_size % (count * pieces):
+        share = "1 process" if count == 1 else f"{count} processes"
+        raise UserError(
+            f"batch_size {batch_size}: {share} with compute.accumulate {pieces} cannot share it evenly; make it a "
+            f"multiple of {count * pieces}"
+        )
+
+
 def lost_process(error: RuntimeError) -> bool:
     """Whether an error says that another process of the training can no longer be reached, as one that has ended."""
     text = str(error).lower()

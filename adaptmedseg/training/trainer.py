@@ -17,6 +17,7 @@ from adaptmedseg.training.engine import Engine
 from adaptmedseg.training.keeper import CheckpointKeeper
 from adaptmedseg.training.observer import Observer
 from adaptmedseg.training.position import Position, TrainResult
+from adaptmedseg.training.processes import refuse_uneven
 from adaptmedseg.training.random_states import random_states, restore_random_states
 from adaptmedseg.training.sampling import Batch, SampleStream, Share
 from adaptmedseg.training.stop import StopRequest, TrainingStopped, leave_signals_to_parent
@@ -54,12 +55,7 @@ class Trainer:
     def _share(self, batch_size: int) -> Share:
         """This process's pieces of every batch."""
         count, pieces = self.processes.count, self.config.compute.accumulate
-        if batch_size % (count * pieces):
-            share = "1 process" if count == 1 else f"{count} processes"
-            raise UserError(
-                f"batch_size {batch_size}: {share} with compute.accumulate {pieces} cannot share it evenly; "
-                f"make it a multiple of {count * pieces}"
-            )
+        refuse_uneven(batch_size, count, pieces)
         return Share(self.processes.rank * pieces, pieces, count * pieces)
 
     def checkpoint(self) -> Checkpoint:
