@@ -57,6 +57,8 @@ def test_infinity_stays_where_it_means_something(tmp_path: Path) -> None:
         (START.replace("[set]", "[a, b, ./a]"), "line 2: data.paths: Value error, a stands twice; name each set once"),
         (START.replace("[set]", "[set], structures: []"), "line 2: data.structures: names nothing to learn; name "
          "structures, or set it to null for all"),
+        (START.replace("mine", "''"), "line 1: name: String should have at least 1 character (value: '')"),
+        (START + f"seed: {2**63}\n", f"line 4: seed: Input should be less than {2**63} (value: {2**63})"),
         (START + "prompts: {box: 0.5}\n", "line 4: prompts: prompt shares sum to 1.5, not to 1; text is 1 where it is "
          "left out: set it too"),
     ],

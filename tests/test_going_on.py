@@ -443,3 +443,18 @@ def test_an_adapter_on_random_weights_finds_them_again(chain: Path, tmp_path: Pa
     assert outcome.code == 0, outcome
     assert read_card(tmp_path / "run" / "model.safetensors").base == "fresh:small@3"
     assert load_model(str(tmp_path / "run")).structures
+
+
+def test_a_run_without_a_row_is_finished_too(chain: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    stopped_at(chain, out, 2)
+    assert train(chain, out, "--resume", "budget.steps=1").code == 0
+    again = train(chain, out, "--resume", "budget.steps=1")
+    assert (again.code, again.out) == (0, f"{out}: is finished\n")
+
+
+def test_validations_without_cases_to_score_are_told(chain: Path, tmp_path: Path) -> None:
+    outcome = train(chain, tmp_path / "run", "validations=2", "budget.steps=1")
+    assert outcome.code == 0, outcome
+    scored = "val_dice" in (tmp_path / "run" / "logs" / "log.jsonl").read_text(encoding="utf-8")
+    assert ("no case of the split 'val'" in outcome.err) != scored

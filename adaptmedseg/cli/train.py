@@ -84,6 +84,8 @@ def train_volumes(settings: TrainConfig, out: Path, device: torch.device, *, res
         live_view(f"training {settings.name}", settings.batch_size, device) as shown,
     ):
         validate = validator(settings, processes)
+        if settings.validations and validate is None and processes.is_first:
+            shown.noted("validations: no case of the split 'val' here (sets with folds have none); none is scored")
         model, result = run_training(
             settings, out, device, resume=resume, validate=validate, observers=[shown], stop=stop
         )

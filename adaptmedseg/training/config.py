@@ -8,7 +8,7 @@ from adaptmedseg.data.normalise import SEGVOL, Normalisation
 from adaptmedseg.models.adapter_config import AdapterConfig
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
 from adaptmedseg.training.running_config import CheckpointConfig, ComputeConfig, SelectionConfig
-from adaptmedseg.training.strict import Fraction, NotNegative, Positive, Strict, each_once, not_empty
+from adaptmedseg.training.strict import Fraction, Name, NotNegative, Positive, Seed, Strict, each_once, not_empty
 from adaptmedseg.training.tracking_config import TrackingConfig
 
 Temperature = Annotated[float, Field(ge=1)]
@@ -152,8 +152,8 @@ class TrainConfig(Strict):
     together as the bits of one float32 map.
     """
 
-    name: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: Name
+    seed: Seed = 0
     model: Literal["segvol", "unet"] = "segvol"
     base: str | None = "small"
     adapter: AdapterConfig | None = AdapterConfig()

@@ -75,8 +75,12 @@ class RunFolder:
             return False
         try:
             before = yaml.safe_load((self.out / CONFIG).read_text(encoding="utf-8"))
-            rows = json.loads((self.out / HISTORY).read_text(encoding="utf-8"))["rows"]
-            spent = rows[-1]["step"], rows[-1]["minutes"]
+            history = json.loads((self.out / HISTORY).read_text(encoding="utf-8"))
+            # Without a row where a smaller budget ended it before the first.
+            last = (
+                history["rows"][-1] if history["rows"] else {"step": history["summary"]["steps"]} | history["summary"]
+            )
+            spent = last["step"], last["minutes"]
         except (OSError, ValueError, yaml.YAMLError, LookupError, TypeError):
             raise UserError(f"{self.out}: is no run of this version; choose another --out") from None
         refuse_other(self.out, settings(before), settings(config.model_dump(mode="json")))

@@ -13,7 +13,7 @@ from adaptmedseg.training.config import (
 )
 from adaptmedseg.training.learning_config import LossConfig, PromptConfig
 from adaptmedseg.training.running_config import CheckpointConfig, ComputeConfig, SelectionConfig
-from adaptmedseg.training.strict import Strict, each_once, not_empty
+from adaptmedseg.training.strict import Name, Seed, Strict, each_once, not_empty
 from adaptmedseg.training.tracking_config import TrackingConfig
 
 
@@ -36,8 +36,8 @@ class SliceTrainConfig(Strict):
     `adapter.classes`, the share of "text" is that of asking by the class alone.
     """
 
-    name: str
-    seed: Annotated[int, Field(ge=0)] = 0
+    name: Name
+    seed: Seed = 0
     model: Literal["sam"]
     base: str
     adapter: SamAdapterConfig | None = None
