@@ -13,6 +13,7 @@ PROMPT_STEPS ?= 100
 PROMPT_SEEDS ?= 0 1
 SLICE_STEPS ?= 400
 SLICE_TASK_STEPS ?= 150
+SLICE_PAIR_STEPS ?= 800
 SHOTS ?= 1,4,16
 DRAWS ?= 2
 QUERIES ?= 12
@@ -155,7 +156,7 @@ runs/compare/ct_base:
 		budget.minutes=null budget.steps=$(COMPARE_CT_STEPS)
 
 # The 2D path on real slices and pictures: a small SAM of cardiac MRI learns other tasks from support sets alone; LoRA
-# finds infrared targets; several organs an image are trained at once or one by one.
+# finds infrared targets; several organs an image are trained at once or one by one; one, two or three structures are learned.
 SLICE_SETS := left_atrium retina abdomen hippocampus
 ORGANS := liver,spleen,aorta,left kidney
 slices: $(VENV)/installed runs/slices/sets
@@ -175,11 +176,18 @@ slices: $(VENV)/installed runs/slices/sets
 	for several in 1 2; do \
 		$(BIN)/adaptmedseg train 2d/cotraining --base runs/slices/base --data runs/slices/abdomen \
 			--out runs/slices/together$$several structures_per_image=$$several optimiser.lr=0.002 \
-			budget.minutes=null budget.steps=$(SLICE_TASK_STEPS) --resume 'data.structures=[liver,spleen,aorta,left kidney]' || exit 1; \
+			budget.minutes=null budget.steps=$(SLICE_PAIR_STEPS) --resume 'data.structures=[liver,spleen,aorta,left kidney]' || exit 1; \
 	done
 	$(BIN)/adaptmedseg evaluate-slices --model "single prompt=runs/slices/together1" \
 		--model "co-training=runs/slices/together2" --model none=runs/slices/base --data runs/slices/abdomen \
 		--structures "$(ORGANS)" --ask "oracle box" --out runs/slices/cotraining --append
+	number=0; for names in "left ventricle" "left ventricle,myocardium" "left ventricle,myocardium,right ventricle"; do \
+		number=$$((number + 1)); \
+		$(BIN)/adaptmedseg train sam_small --data runs/slices/acdc --out runs/slices/tasks$$number \
+			budget.minutes=null budget.steps=$(SLICE_TASK_STEPS) --resume "data.structures=[$$names]" || exit 1; \
+	done
+	$(BIN)/adaptmedseg evaluate-slices --model one=runs/slices/tasks1 --model two=runs/slices/tasks2 --model three=runs/slices/tasks3 \
+		$(foreach set,$(SLICE_SETS),--data runs/slices/$(set)) --ask "oracle box" --out runs/slices/diversity --append
 
 runs/slices/sets:
 	rm -rf runs/slices

@@ -30,6 +30,12 @@ class DiversityPoint:
     images: int
     structures: tuple[str, ...]
 
+    @property
+    def of(self) -> str:
+        """The structures, by name where they are few."""
+        names = self.structures
+        return wording.listing(names) if len(names) < 3 else wording.count(len(names), "structure")
+
 
 def diversity_points(records: Sequence[Record], learned: Mapping[str, frozenset[str]]) -> list[DiversityPoint]:
     """Points by set and way of asking, in the order of the records and of rising numbers of structures.
@@ -75,7 +81,7 @@ def diversity_table(points: Sequence[DiversityPoint]) -> str:
     """The points as a Markdown table."""
     rows = [
         [
-            point.dataset, wording.listing(point.structures), wording.origin(point.origin), ", ".join(point.methods),
+            point.dataset, point.of, wording.origin(point.origin), ", ".join(point.methods),
             str(point.learned), str(point.images), wording.score(point.mean),
         ]
         for point in points
@@ -92,22 +98,19 @@ def diversity_svg(points: Sequence[DiversityPoint]) -> str:
         several = len({point.origin for point in points}) > 1
         for place, (dataset, origin) in enumerate(dict.fromkeys((point.dataset, point.origin) for point in points)):
             line = [point for point in points if (point.dataset, point.origin) == (dataset, origin)]
-            of = (
-                wording.listing(line[0].structures) if len(line[0].structures) < 3 else f"{len(line[0].structures)} new"
-            )
             asked = f", {wording.origin(origin)}" if several else ""
             axes.plot(
                 [point.learned for point in line],
                 [point.mean for point in line],
                 color=style.PALETTE[place % len(style.PALETTE)],
                 marker=style.MARKERS[place % len(style.MARKERS)],
-                markersize=5, linewidth=1.6, label=f"{dataset}: {of}{asked}",
+                markersize=5, linewidth=1.6, label=f"{dataset}: {line[0].of}{asked}",
             )  # fmt: skip
         numbers = sorted({point.learned for point in points})
         axes.set_xticks(numbers, [str(n) for n in numbers])
         axes.set_xlabel("structures learned from")
         axes.set_ylabel("Dice on structures never learned")
-        axes.set_ylim(0, 1)
+        axes.set_ylim(bottom=0)
         style.quiet_grid(axes, "y")
         figure.legend(loc="outside upper left", frameon=False, fontsize=9)
         return style.to_svg(figure)
