@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, Browser
 from PIL import Image
 
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.curves import CURVES, curve_svg, points, smooth
 from adaptmedseg.evaluation.overlays import largest_slice, overlay_png, pick_cases, window
-from adaptmedseg.evaluation.records import Record, read_results, results_csv, write_results
+from adaptmedseg.evaluation.page import Page, ReportTable, write_page
+from adaptmedseg.evaluation.records import Record, read_results, read_scores, results_csv, write_results
 from adaptmedseg.evaluation.report import (
     Command,
     DataSource,
@@ -132,6 +134,36 @@ def test_bad_results_file_is_named(tmp_path: Path, line: str) -> None:
         read_results(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ('"dice": "0.5"', "dice: '0.5' is no number"),
+        ('"dice": true', "dice: True is no number"),
+        ('"hd95_mm": "far"', "hd95_mm: 'far' is no number"),
+        ('"case": 7', "case: 7 is no text"),
+        ('"surface_elements": "voxels"', "nsd_tolerance_mm: is no number"),
+        ('"surface_elements": "voxels", "nsd_tolerance_mm": NaN', "nsd_tolerance_mm: is no number"),
+        (None, "the line is cut off or no JSON"),
+    ],
+)
+def test_a_bad_line_is_told_in_words(tmp_path: Path, change: str | None, told: str) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results(path, [record("base", "a", 0.5), record("base", "b", 0.5)])
+    text = path.read_text(encoding="utf-8")
+    text = text[:-20] if change is None else text.rstrip("}\n") + f", {change}}}\n"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(f"{path}, line 2: no result record ({told}")):
+        read_results(path)
+
+
+def test_a_score_that_is_there_twice_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    write_results(path, [record("base", "a", 0.5), record("base", "b", 0.5), record("base", "a", 0.6)])
+    assert len(read_results(path)) == 3
+    with pytest.raises(UserError, match="base on a, prostate is scored twice; delete all lines of it but one"):
+        read_scores(path)
+
+
 def test_missing_results_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no results file"):
         read_results(tmp_path / "results.jsonl")
@@ -174,6 +206,16 @@ def test_prompt_origins_and_modalities_never_mix() -> None:
     assert len(set(keys)) == len(keys)
     assert [key[2:] for key in keys[:3]] == [("adapted", "text"), ("base", "text"), ("base", "oracle box")]
     assert {row.is_oracle for row in rows if row.prompt_origin == "oracle box"} == {True}
+
+
+def test_prompts_follow_their_numbers() -> None:
+    """A box that is 5 voxels off comes before one that is 10 off, whatever the alphabet says."""
+    boxes = ["oracle box", *(f"oracle box ± {far} voxels" for far in (2, 5, 10, 20))]
+    origins = ["text", *(f"text + {box}" for box in boxes), *(f"text + {n} oracle clicks" for n in (2, 10))]
+    asked = [record("base", "a", 0.5, prompt_origin=origin) for origin in reversed(origins)]
+    shown = [row.prompt_origin for row in aggregate(asked) if row.structure == "prostate"]
+    assert [origin for origin in shown if "box" in origin] == [origin for origin in origins if "box" in origin]
+    assert [origin for origin in shown if "clicks" in origin] == origins[-2:]
 
 
 def test_a_table_holds_one_split_and_every_score_once() -> None:
@@ -356,3 +398,23 @@ def test_forty_cases_take_seconds(tmp_path: Path) -> None:
     paths = write_report(tmp_path, report_input(study(cases=40)))
     assert time.process_time() - start < 30
     assert paths.html.stat().st_size < 10_000_000
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_broad_tables_are_seen_whole(tmp_path: Path) -> None:
+    """A table of thirteen columns needs no scrolling on a wide screen, and nothing of it is painted over in print."""
+    texts = ["gated", "hippocampus (T1 MRI)", "left hippocampus"]
+    numbers = ["0.643 (0.614–0.671)", "0.053", "+0.643 (+0.614 to +0.671)", "+0.643", "+1.00", "0.0068", "12", "1", "—"]
+    header = [
+        "Strategy", "Data", "Structure", "Mean Dice (95 %)", "SD", "Change on zero_shot (95 %)", "Against unet",
+        "Effect", "p", "Cases", "Seeds", "SD of seeds", "Prompt",
+    ]  # fmt: skip
+    table = ReportTable("By structure", header, [[*texts, *numbers, "text + task token"]], texts=3)
+    html = write_page(tmp_path, "page", Page("A page", ["A sentence."], tables=[table]))
+    with Browser(tmp_path / "profile", width=1200) as browser:
+        browser.call("Page.navigate", url=html.as_uri())
+        browser.wait_for("document.querySelector('table.broad') !== null")
+        for box in ("document.querySelector('.scroll')", "document.documentElement"):
+            assert browser.evaluate(f"{box}.scrollWidth <= {box}.clientWidth"), box
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        assert browser.evaluate("getComputedStyle(document.querySelector('td')).position") == "static"
