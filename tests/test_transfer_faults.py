@@ -168,6 +168,12 @@ def test_the_patients_of_the_tables_are_told() -> None:
     found.runs = [one for one in found.runs if one.patients == 1 or one.strategy != "unet"]
     notes = caveats(study_transfer(found, None, None), found)
     assert "Trained on fewer patients than the rest, and in no table of scores: unet." in notes
+    found = stages(1, None)
+    notes = caveats(study_transfer(found, None, None), found)
+    told = "The scores are of trainings on all patients; those on fewer are in the learning curves alone."
+    assert told in notes
+    found = stages(None)
+    assert told not in caveats(study_transfer(found, None, None), found)
 
 
 def test_a_trained_base_is_no_start_of_curves() -> None:

@@ -49,6 +49,8 @@ def _stages(study: Transfer, found: Finished) -> list[str]:
         f"The scores are of trainings on {wording.count(patients, 'patient')} of each data set, the most there are."
         for patients in judged
     ]
+    if not judged and any(run.patients is not None for run in found.runs if run.cost is not None):
+        told = ["The scores are of trainings on all patients; those on fewer are in the learning curves alone."]
     names = {run.strategy for run in study.scores.runs}
     fewer = [name for name in found.strategies if name not in names]
     if fewer:
