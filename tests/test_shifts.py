@@ -8,14 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from adaptmedseg.preprocessing.folder import prepare_folder
+from matplotlib.figure import Figure
 from small_cases import MODALITY, call, small_folder
 
 from adaptmedseg.checkpoints.store import save_base
 from adaptmedseg.data.overlap import dice
+from adaptmedseg.evaluation import style
 from adaptmedseg.evaluation.records import Record, read_results
 from adaptmedseg.evaluation.shifts.complexity import complexity
 from adaptmedseg.evaluation.shifts.corruptions import CORRUPTIONS
 from adaptmedseg.evaluation.shifts.geometry import GEOMETRY
+from adaptmedseg.evaluation.shifts.page import shifts_page
 from adaptmedseg.evaluation.shifts.run import SHIFTS
 from adaptmedseg.evaluation.shifts.scene import Scene, Shift
 from adaptmedseg.evaluation.shifts.summary import covariates, kept_dice
@@ -128,6 +131,18 @@ def test_kept_dice_by_hand() -> None:
     assert "geometry" not in rows
 
 
+def test_a_gain_under_a_shift_stays_in_the_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(style, "to_svg", lambda figure: drawn.append(figure) or "")
+    shift = dataclasses.replace(BY_NAME["noise"], levels=(0.1, 0.2))
+    size = {"size_share": 0.1, "boundary_contrast": 1.0, "texture_entropy": 1.0}
+    records = [record("a", 0.2, **size), record("a", 0.4, "noise", 1), record("a", 0.5, "noise", 2)]
+    shifts_page(records, [shift])
+    line = drawn[0].axes[0].lines[0]
+    assert max(line.get_ydata()) == 2.5
+    assert drawn[0].axes[0].get_ylim()[1] > 2.5
+
+
 def test_covariates_are_of_the_clean_images() -> None:
     values = {"a": (0.9, 3.0), "b": (0.5, 2.0), "c": (0.2, 1.0), "d": (0.1, None)}
     records = [
@@ -156,7 +171,9 @@ def test_shifts_from_the_command_line(tiny_base: SegVol, tmp_path: Path) -> None
     text = (out / "shifts.md").read_text(encoding="utf-8")
     assert "Under corruptions base keeps" in text
     assert "flip left to right" in text
-    assert len(list((out / "shifts_files").glob("*.svg"))) == 2
+    drawn = [path.read_text(encoding="utf-8") for path in (out / "shifts_files").glob("*.svg")]
+    assert len(drawn) == 2
+    assert not any("mathdefault" in svg for svg in drawn)  # powers of ten in a notation that nobody draws
     assert (out / "kept.csv").read_text(encoding="utf-8").count("\n") == 1 + 5
     refused = call(*asked, out)
     assert refused.code == 2
