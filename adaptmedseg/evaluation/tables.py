@@ -5,6 +5,7 @@ The prompt origin is part of every row's key, so a score with an oracle prompt i
 
 import csv
 import io
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -112,8 +113,9 @@ def aggregate(
     """Rows per modality × structure × method × prompt origin, then "all structures" of each modality, of `value`.
 
     `group` may name other groups than modalities, such as data sets or sites; the rows hold them in `modality`.
-    Modalities and structures keep the order in which the records name them, methods that of `method_order` (the
-    rest follow). Every row draws from its own generator with `seed`, so no row depends on the others.
+    Modalities and structures keep the order in which the records name them, methods that of `method_order` (the rest
+    follow); prompts follow the alphabet, and count (5 clicks before 10), oracle ones last. Every row draws from its own
+    generator with `seed`, so no row depends on the others.
     """
     check_records(records)
     structures = _structures_by_group(records, group)
@@ -124,12 +126,17 @@ def aggregate(
     methods = list(dict.fromkeys([*method_order, *(record.method for record in records)]))
     modalities = list(structures)
 
-    def position(key: tuple[str, str, str, str]) -> tuple[int, int, int, bool, str]:
+    def position(key: tuple[str, str, str, str]) -> tuple[int, int, int, bool, list[str | int]]:
         modality, structure, method, origin = key
         place = (structures[modality] + [ALL_STRUCTURES]).index(structure)
-        return modalities.index(modality), place, methods.index(method), is_oracle(origin), origin
+        return modalities.index(modality), place, methods.index(method), is_oracle(origin), _counting(origin)
 
     return [_row(key, groups[key], seed, value) for key in sorted(groups, key=position)]
+
+
+def _counting(text: str) -> list[str | int]:
+    """A key that sorts by the alphabet, and by size where there are numbers: words and numbers take turns."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", text)]
 
 
 def _structures_by_group(records: Sequence[Record], group: Callable[[Record], str]) -> dict[str, list[str]]:
