@@ -176,6 +176,26 @@ def test_a_damaged_study_is_told(tmp_path: Path) -> None:
         report_study(tmp_path / "none", tmp_path, ReportText("x"))
 
 
+@pytest.mark.parametrize(
+    "text", ["[{", '{"a": 1}', '[{"file": "a.png"}]', '[{"file": "a.png", "record": {"dice": 1}}]']
+)
+def test_a_damaged_index_of_pictures_is_told(tmp_path: Path, text: str) -> None:
+    save_study(tmp_path, records_of("a"), StudyNotes())
+    (tmp_path / "overlays").mkdir()
+    (tmp_path / "overlays" / "index.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"index\.json: is damaged; .* or delete .*overlays for a report"):
+        report_study(tmp_path, tmp_path, ReportText("x"))
+
+
+def test_scores_of_two_splits_make_no_report(tmp_path: Path) -> None:
+    save_study(tmp_path, records_of("a"), StudyNotes())
+    lines = (tmp_path / "results.jsonl").read_text(encoding="utf-8").splitlines()
+    lines.append(lines[0].replace('"test"', '"val"').replace('"method": "a"', '"method": "b"'))
+    (tmp_path / "results.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(UserError, match="mixes the splits test, val; evaluate each into its own folder"):
+        report_study(tmp_path, tmp_path, ReportText("x"))
+
+
 def test_pictures_and_report_of_a_study(data: list[StudyData], tiny_base: SegVol, tmp_path: Path) -> None:
     out = tmp_path / "study"
     methods = [StudyMethod("base", loaded(tiny_base), "the tiny base")]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from adaptmedseg.comparison.job import COST, SCORES, Cost
 from adaptmedseg.comparison.plan import Task, is_done
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.records import NOT_NUMBERS, Record, read_results
+from adaptmedseg.evaluation.records import NOT_NUMBERS, Record, read_scores
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def read_outcomes(tasks: Sequence[Task]) -> list[Outcome]:
     for name, siblings in by_name.items():
         done = [task for task in siblings if is_done(task)]
         if done:
-            records = mean_over_seeds([read_results(task.folder / SCORES) for task in done])
+            records = mean_over_seeds([read_scores(task.folder / SCORES) for task in done])
             costs = [_cost(task) for task in done if task.job.config is not None]
             found.append(Outcome(name, records, costs, sum(task.seed is not None for task in siblings)))
     return found

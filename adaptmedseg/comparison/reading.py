@@ -13,7 +13,7 @@ from adaptmedseg.comparison.locate import locate
 from adaptmedseg.comparison.plan import PLAN, Terms
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.records import read_results
+from adaptmedseg.evaluation.records import read_scores
 from adaptmedseg.evaluation.study import RESULTS, StudyData, asked_cases, data_notes, read_notes, study_data
 from adaptmedseg.inference.loading import UNET_HASH
 
@@ -49,7 +49,7 @@ def read_finished(folders: Sequence[Path]) -> Finished:
 
 def add_evaluation(found: Finished, folder: Path) -> None:
     """Add what `evaluate` wrote; its first method is its base. UserError for a method that is there already."""
-    notes, records = read_notes(folder), read_results(folder / RESULTS)
+    notes, records = read_notes(folder), read_scores(folder / RESULTS)
     methods = list(dict.fromkeys(record.method for record in records))
     for method in methods:
         found.add(FinishedRun(method, [r for r in records if r.method == method], folder=folder, evaluated=True))
@@ -122,7 +122,7 @@ def _add_run(found: Finished, folder: Path, terms: Terms) -> None:
     strategy, config = str(job["name"]), job["config"] or {}
     seed = config.get("seed")
     try:
-        records = read_results(folder / SCORES)
+        records = read_scores(folder / SCORES)
         cost = _read_cost(folder / COST) if config else None
     except UserError as error:
         shown = FinishedRun(strategy, [], seed).label

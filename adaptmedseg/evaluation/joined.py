@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.errors import UserError
-from adaptmedseg.evaluation.records import read_results
+from adaptmedseg.evaluation.records import read_scores
 from adaptmedseg.evaluation.study import INDEX, OVERLAYS, RESULTS, read_notes, read_overlay_index, save_study
 
 
@@ -16,7 +16,7 @@ def join_studies(folders: Sequence[Path], out: Path) -> None:
     that two of them scored, as nobody could tell the two apart."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: holds something else; choose a new folder for --out")
-    studies = [(folder, read_results(folder / RESULTS), read_notes(folder)) for folder in folders]
+    studies = [(folder, read_scores(folder / RESULTS), read_notes(folder)) for folder in folders]
     owner: dict[str, Path] = {}
     for folder, records, _ in studies:
         for method in {record.method for record in records}:

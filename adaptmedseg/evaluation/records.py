@@ -4,8 +4,9 @@ import csv
 import io
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ from adaptmedseg.errors import UserError
 from adaptmedseg.inference.prompt_origin import check_origin, is_oracle
 
 NOT_NUMBERS = "not_numbers"
+TEXTS = ("method", "dataset", "modality", "case", "patient", "structure", "prompt_origin", "split")
+NUMBERS = (
+    "dice", "volume_ml", "truth_volume_ml", "jaccard", "hd95_mm", "assd_mm", "asd_mm", "nsd", "nsd_tolerance_mm",
+    "volume_error_ml", "absolute_volume_error_ml", "relative_volume_error", "lesion_precision", "lesion_recall",
+    "lesion_f1",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,35 @@ def _to_dict(record: Record) -> dict[str, Any]:
     return flat | extra
 
 
+def _check_line(line: Any) -> None:
+    """ValueError, which says what is wrong, for a line whose values are not of the kinds that tables count on."""
+    if not isinstance(line, dict):
+        raise ValueError("the line is no JSON object")
+    missing = [f.name for f in fields(Record) if f.default is MISSING and f.default_factory is MISSING]
+    missing = [name for name in missing if name not in line]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    for name in TEXTS:
+        if not isinstance(line.get(name, ""), str):
+            raise ValueError(f"{name}: {line[name]!r} is no text")
+    for name in NUMBERS:
+        value = line.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{name}: {value!r} is no number")
+    tolerance = line.get("nsd_tolerance_mm")
+    if "surface_elements" in line and (tolerance is None or not math.isfinite(tolerance)):
+        raise ValueError("nsd_tolerance_mm: is no number, so that nobody knows what nsd means")
+
+
+def _parse(line: str) -> Record:
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        raise ValueError("the line is cut off or no JSON") from None
+    _check_line(parsed)
+    return _from_dict(parsed)
+
+
 def _from_dict(line: dict[str, Any]) -> Record:
     wrong = [key for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
     if wrong:
@@ -115,11 +151,27 @@ def read_results(path: Path) -> list[Record]:
         if not line.strip():
             continue
         try:
-            records.append(_from_dict(json.loads(line)))
-        except (ValueError, TypeError, AttributeError) as error:
+            records.append(_parse(line))
+        except (ValueError, TypeError) as error:
             raise UserError(f"{path}, line {number}: no result record ({error}); run the evaluation again.") from error
     if not records:
         raise UserError(f"{path}: the results file is empty; run the evaluation again.")
+    return records
+
+
+def read_scores(path: Path) -> list[Record]:
+    """As `read_results`, of results that make one table: UserError, too, where a score is there twice or splits mix."""
+    records = read_results(path)
+    splits = sorted({record.split for record in records})
+    if len(splits) > 1:
+        raise UserError(f"{path}: mixes the splits {', '.join(splits)}; evaluate each into its own folder")
+    counts = Counter(record.score_key for record in records)
+    twice = next((record for record in records if counts[record.score_key] > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"{path}: {twice.method} on {twice.case}, {twice.structure} is scored twice; delete all lines of it but "
+            "one, or run the evaluation again"
+        )
     return records
 
 

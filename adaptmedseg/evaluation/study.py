@@ -16,7 +16,7 @@ from adaptmedseg.evaluation.mask_store import MaskStore
 from adaptmedseg.evaluation.metrics import MeasureSettings
 from adaptmedseg.evaluation.overlays import overlay_png, pick_cases
 from adaptmedseg.evaluation.questions import ByName, Question
-from adaptmedseg.evaluation.records import Record, read_results, write_results
+from adaptmedseg.evaluation.records import Record, read_scores, write_results
 from adaptmedseg.inference.loading import BASE_HASH, LoadedModel, check_unseen
 from adaptmedseg.inference.segmenter import CropSegmenter
 from adaptmedseg.models.adapted import AdaptedSegVol
@@ -223,9 +223,19 @@ def draw_overlays(
 
 
 def read_overlay_index(out: Path) -> list[dict]:
-    """The pictures of a study folder: file name and the record each shows."""
+    """The pictures of a study folder: file name and the record each shows. UserError where the index is damaged."""
     path = out / OVERLAYS / INDEX
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    if not path.exists():
+        return []
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        for entry in index:
+            (out / OVERLAYS / entry["file"], Record(**entry["record"]))
+    except (ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path}: is damaged; run the evaluation again, or delete {path.parent} for a report without pictures"
+        ) from None
+    return list(index)
 
 
 def save_study(out: Path, records: Sequence[Record], notes: StudyNotes, *, append: bool = False) -> None:
@@ -233,7 +243,7 @@ def save_study(out: Path, records: Sequence[Record], notes: StudyNotes, *, appen
 
     A score that an earlier call gave to the same method, case and structure is replaced.
     """
-    previous = read_results(out / RESULTS) if append and (out / RESULTS).exists() else []
+    previous = read_scores(out / RESULTS) if append and (out / RESULTS).exists() else []
     if (out / RESULTS).exists() and not append:
         raise UserError(f"{out}: holds another evaluation; choose a new --out, or add to it with --append")
     old = read_notes(out) if previous else StudyNotes()

@@ -13,7 +13,7 @@ import torch
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.overlays import pick_cases
 from adaptmedseg.evaluation.page import PageFigure, ReportTable
-from adaptmedseg.evaluation.records import Record, read_results
+from adaptmedseg.evaluation.records import Record, read_scores
 from adaptmedseg.evaluation.report import (
     Command,
     DataSource,
@@ -57,7 +57,7 @@ def package_versions() -> dict[str, str]:
 
 def report_study(folder: Path, out: Path, text: ReportText) -> ReportPaths:
     """Write the report of a study folder. UserError where scores or notes are missing or a method is unknown."""
-    records, notes = read_results(folder / RESULTS), read_notes(folder)
+    records, notes = read_scores(folder / RESULTS), read_notes(folder)
     names = list(dict.fromkeys(record.method for record in records))
     base, adapted = text.base or names[0], text.adapted or names[-1]
     names.sort(key=lambda name: name == adapted)  # the judged method comes last in tables and figures
