@@ -176,6 +176,18 @@ def test_the_patients_of_the_tables_are_told() -> None:
     assert told not in caveats(study_transfer(found, None, None), found)
 
 
+def test_a_point_of_a_curve_over_fewer_cases_is_told() -> None:
+    found = stages(1, 2)
+    assert not any("Learning curves" in note for note in caveats(study_transfer(found, None, None), found))
+    first = next(one for one in found.runs if one.strategy == "gated" and one.patients == 1)
+    first.records[0] = replace(first.records[0], dice=None)
+    notes = caveats(study_transfer(found, None, None), found)
+    told = (
+        "Learning curves: gated, trained on 1 patient, has a score of 5 of the 6 cases; its mean is over these alone."
+    )
+    assert [note for note in notes if "Learning curves" in note] == [told]
+
+
 def test_a_trained_base_is_no_start_of_curves() -> None:
     found = stages(1, None)
     found.runs = [one for one in found.runs if one.strategy != "base"]

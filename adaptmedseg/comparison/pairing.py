@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from adaptmedseg.comparison.finished import Finished, FinishedRun
-from adaptmedseg.comparison.sides import in_words, side_of
+from adaptmedseg.comparison.sides import in_words, on_new, side_of
 from adaptmedseg.comparison.transfer import Transfer
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.wording import count, listing
@@ -69,5 +69,24 @@ def seed_notes(runs: Sequence[FinishedRun]) -> list[str]:
                 told.append(
                     f"{run.label} has no score of {count(len(every - cases), 'case')} that another seed has; the mean "
                     "there is over the other seeds."
+                )
+    return told
+
+
+def curve_notes(found: Finished) -> list[str]:
+    """Sentences on points of learning curves that are means over fewer cases than others of the same strategy."""
+    points: dict[str, dict[int | None, _Scored]] = defaultdict(lambda: defaultdict(dict))
+    for run in found.runs:
+        if run.cost is not None:
+            points[run.strategy][run.patients] |= _scored(on_new(run.records, found))
+    told = []
+    for strategy, by_count in points.items():
+        every = set[tuple[object, ...]]().union(*by_count.values())
+        for patients, scored in by_count.items() if len(by_count) > 1 else ():
+            if every - scored.keys():
+                trained = "all patients" if patients is None else count(patients, "patient")
+                told.append(
+                    f"Learning curves: {strategy}, trained on {trained}, has a score of {len(every & scored.keys())} "
+                    f"of the {count(len(every), 'case')}; its mean is over these alone."
                 )
     return told

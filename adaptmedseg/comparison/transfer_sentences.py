@@ -2,7 +2,7 @@
 in mind."""
 
 from adaptmedseg.comparison.finished import Finished
-from adaptmedseg.comparison.pairing import pairing_notes, seed_notes
+from adaptmedseg.comparison.pairing import curve_notes, pairing_notes, seed_notes
 from adaptmedseg.comparison.sides import NEW, OLD, in_words, side_notes, side_of
 from adaptmedseg.comparison.transfer import Transfer
 from adaptmedseg.evaluation import wording
@@ -28,6 +28,7 @@ def caveats(study: Transfer, found: Finished) -> list[str]:
     told = [*found.problems, *side_notes(records, found)]
     told += pairing_notes(study, found)
     told += seed_notes(study.scores.runs)
+    told += curve_notes(found)
     told += _stages(study, found)
     seeds = max((item.seeds for item in study.sides), default=0)
     if 0 < seeds < 3:
