@@ -30,6 +30,7 @@ from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.bland_altman import agreement_table, volume_agreement
 from adaptmedseg.evaluation.evaluate import dice
 from adaptmedseg.evaluation.gaps import find_gaps, gap_sentences, gap_tables
+from adaptmedseg.evaluation.metrics import MeasureSettings
 from adaptmedseg.evaluation.nnunet import nnunet_records
 from adaptmedseg.evaluation.records import read_results, write_results
 from adaptmedseg.evaluation.significance import patient_means, rank_biserial
@@ -347,6 +348,24 @@ def test_an_evaluation_and_nnunet_are_judged_together(prepared: StudyData, tmp_p
     assert "lora differs from nnU-Net, trained from scratch, by +" in outcome.out
     page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
     assert "nnU-Net's own results, read from nn" in page
+
+
+def test_nnunet_is_measured_as_the_scores_beside_it(prepared: StudyData, tmp_path: Path) -> None:
+    """By surfels within 1 mm, where an evaluation was, so that both stand in one table."""
+    write_predictions(tmp_path / "nn", prepared, 2)
+    way = MeasureSettings(1.0, "surfels")
+    asked = nnunet_records("base", tmp_path / "nn", [prepared], way)
+    save_study(tmp_path / "study", [replace(one, prompt_origin="text") for one in asked], StudyNotes())
+    given = ["--nnunet", f"nnU-Net={tmp_path / 'nn'}", "--data", prepared.dataset.folder]
+    outcome = call("transfer", tmp_path / "study", *given, "--out", tmp_path / "out")
+    assert outcome.code == 0, outcome
+    scores = read_results(tmp_path / "out" / "results.jsonl")
+    values = {method: [r.extra["nsd"] for r in scores if r.method == method] for method in ("base", "nnU-Net")}
+    assert values["base"] == values["nnU-Net"]
+    page = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert page.count("## Surfaces, volumes and lesions") == 1
+    assert "NSD at 1 mm; surfaces are made of surfels." in page
+    assert "One method" not in page
 
 
 def test_runs_of_an_earlier_version_are_read(tmp_path: Path) -> None:

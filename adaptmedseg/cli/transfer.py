@@ -12,6 +12,7 @@ from adaptmedseg.comparison.transfer import study_transfer
 from adaptmedseg.comparison.transfer_page import check_out, write_transfer
 from adaptmedseg.comparison.transfer_sentences import caveats, sentences
 from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation.metrics import MeasureSettings
 from adaptmedseg.evaluation.nnunet import nnunet_records
 from adaptmedseg.evaluation.study import study_data
 
@@ -61,8 +62,17 @@ def _add_nnunet(found: Finished, name: str, source: Path, data: list[Path]) -> N
     sources = [study_data(path, "test", None) for path in data] or list(found.sources.values())
     if not sources:
         raise UserError(f"--nnunet {name}={source}: name the prepared data that hold the truth with --data")
-    found.add(FinishedRun(name, nnunet_records(name, source, sources), folder=source, evaluated=True))
+    records = nnunet_records(name, source, sources, _measures_of(found))
+    found.add(FinishedRun(name, records, folder=source, evaluated=True))
     found.scratch.add(name)
     found.notes.methods[name] = (
         f"nnU-Net's own results, read from {source.name}; that it was not trained on these cases cannot be checked here"
     )
+
+
+def _measures_of(found: Finished) -> MeasureSettings:
+    """How the scores beside nnU-Net's measure surfaces, so that all stand in one table; the default where they differ
+    among themselves or say nothing."""
+    extras = [record.extra for run in found.runs for record in run.records]
+    ways = {(e["nsd_tolerance_mm"], e["surface_elements"]) for e in extras if "surface_elements" in e}
+    return MeasureSettings(*ways.pop()) if len(ways) == 1 else MeasureSettings()

@@ -26,9 +26,12 @@ GRID_TOLERANCE_MM = 0.1
 CHANNEL = "_0000"  # nnU-Net's ending of the first channel's image
 
 
-def nnunet_records(method: str, source: Path, data: Sequence[StudyData]) -> list[Record]:
-    """Scores of the cases to score of all data sets for which SOURCE has something; others have none, which reports
-    tell. UserError where it has something for no case, cannot be read, or lies on another grid."""
+def nnunet_records(
+    method: str, source: Path, data: Sequence[StudyData], measures: MeasureSettings | None = None
+) -> list[Record]:
+    """Scores of the cases to score of all data sets for which SOURCE has something, measured by `measures`; others have
+    none, which reports tell. UserError where it has something for no case, cannot be read, or lies on another grid."""
+    measures = measures or MeasureSettings()
     found: list[Record] = []
     if source.is_file():
         metrics = _summary(source)
@@ -40,7 +43,7 @@ def nnunet_records(method: str, source: Path, data: Sequence[StudyData]) -> list
         for one in data:
             for case in one.cases:
                 name = _id_of(case, files)
-                found += _from_mask(method, one.dataset, case, files[name]) if name in files else []
+                found += _from_mask(method, one.dataset, case, files[name], measures) if name in files else []
     else:
         raise UserError(f"{source}: there is no such folder or file; give nnU-Net's predictions or its {SUMMARY}")
     if not found:
@@ -64,7 +67,9 @@ def _labels_of(dataset: PreparedDataset) -> dict[str, list[int]]:
     return {name: list(values) for name, values in dataset.manifest["label_values"].items()}
 
 
-def _from_mask(method: str, dataset: PreparedDataset, case: PreparedCase, path: Path) -> Iterator[Record]:
+def _from_mask(
+    method: str, dataset: PreparedDataset, case: PreparedCase, path: Path, measures: MeasureSettings
+) -> Iterator[Record]:
     volume = read_labels(path)
     if volume.grid.shape != case.grid.shape or volume.grid.distance_mm(case.grid) > GRID_TOLERANCE_MM:
         raise UserError(
@@ -80,7 +85,7 @@ def _from_mask(method: str, dataset: PreparedDataset, case: PreparedCase, path: 
         truth[inside] = case.mask(structure)
         lost = case.voxels[structure] - case.voxels_in_crop[structure]
         spacing = case.spacing if case.spacing_stated else None
-        found = measure(predicted, truth, spacing, MeasureSettings(), lost)
+        found = measure(predicted, truth, spacing, measures, lost)
         extra = {**found.as_dict(), "truth_voxels_outside_crop": lost}
         yield _record(method, dataset, case, structure, found.overlap.dice, found.overlap.predicted, extra)
 

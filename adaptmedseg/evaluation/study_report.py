@@ -84,6 +84,8 @@ def report_study(folder: Path, out: Path, text: ReportText) -> ReportPaths:
 
 
 def _verdict(records: Sequence[Record], notes: StudyNotes, base: str, adapted: str, goals: Goals | None) -> list[str]:
+    if base == adapted and len({record.method for record in records}) > 1:
+        return [f"What {base} is held against is in the tables below."]
     if base == adapted:
         return [f"One method, {base}, was scored; there is nothing to compare it with."]
     gate = None
