@@ -143,6 +143,18 @@ def test_a_gain_under_a_shift_stays_in_the_figure(monkeypatch: pytest.MonkeyPatc
     assert drawn[0].axes[0].get_ylim()[1] > 2.5
 
 
+def test_a_model_that_finds_nothing_keeps_nothing() -> None:
+    shift = dataclasses.replace(BY_NAME["noise"], levels=(0.1,))
+    size = {"size_share": 0.1, "boundary_contrast": 1.0, "texture_entropy": 1.0}
+    records = [one for case in "abcd" for one in (record(case, 0.0, **size), record(case, 0.0, "noise", 1))]
+    page = shifts_page(records, [shift])
+    assert [figure.file for figure in page.figures] == ["complexity-0"]  # one severity makes no curve
+    (told,) = page.sentences
+    assert "there is nothing that" in told
+    assert "is 0.000 (4 patients; prompt: text)" in told
+    assert "too few" not in told
+
+
 def test_covariates_are_of_the_clean_images() -> None:
     values = {"a": (0.9, 3.0), "b": (0.5, 2.0), "c": (0.2, 1.0), "d": (0.1, None)}
     records = [

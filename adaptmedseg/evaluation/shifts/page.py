@@ -30,11 +30,13 @@ def shifts_page(records: Sequence[Record], shifts: Sequence[Shift], seed: int = 
     """The page of `run.run_shifts`'s records."""
     kept, hard = kept_dice(records, shifts, seed), covariates(records, seed)
     over_all = [row for row in kept if row.shift in KINDS]
+    graded = [shift for shift in shifts if len(shift.levels) > 1]
     figures = []
     for number, modality in enumerate(dict.fromkeys(row.modality for row in kept)):
         here = [row for row in kept if row.modality == modality]
-        alt = f"Relative Dice by severity of each shift, {modality}"
-        figures.append(PageFigure(f"{modality}: shifts", f"shifts-{number}", _severities(here, shifts), alt))
+        if graded:
+            alt = f"Relative Dice by severity of each shift, {modality}"
+            figures.append(PageFigure(f"{modality}: shifts", f"shifts-{number}", _severities(here, graded), alt))
         alt = f"Clean Dice against size, contrast and texture, {modality}"
         chosen = [r for r in records if r.modality == modality and r.extra["shift"] == CLEAN]
         figures.append(PageFigure(f"{modality}: what is hard", f"complexity-{number}", _scatter(chosen), alt))
@@ -65,6 +67,12 @@ def _number(value: float) -> str:
 
 
 def _sentence(row: Kept) -> str:
+    if math.isnan(row.mean):
+        return (
+            f"Under {KINDS[row.shift]} there is nothing that {row.method} could keep: its clean Dice on {row.modality} "
+            f"is {_number(row.clean)} ({wording.count(row.patients, 'patient')}; prompt: "
+            f"{wording.origin(row.prompt_origin)})."
+        )
     interval = wording.TOO_FEW if row.interval is None else wording.interval(row.interval)
     return (
         f"Under {KINDS[row.shift]} {row.method} keeps {_number(row.mean)} of its clean Dice of {_number(row.clean)} on "
@@ -111,9 +119,8 @@ def _covariates(rows: Sequence[Covariate]) -> ReportTable:
     return ReportTable("What makes a case hard", header, cells, "Clean images; patients resampled.", texts=4)
 
 
-def _severities(rows: Sequence[Kept], shifts: Sequence[Shift]) -> str:
-    """One small plot a shift with several severities; a line a method."""
-    graded = [shift for shift in shifts if len(shift.levels) > 1]
+def _severities(rows: Sequence[Kept], graded: Sequence[Shift]) -> str:
+    """One small plot a shift, of those with several severities; a line a method."""
     methods = list(dict.fromkeys((row.method, row.prompt_origin) for row in rows))
     columns = 3
     lines = -(-len(graded) // columns)
