@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -254,6 +255,29 @@ def test_studies_from_the_command_line(tiny_base: SegVol, tmp_path: Path, study:
     assert [figure.title for figure in page.figures] == [MODALITY]
     assert (out / f"{study}.html").read_text(encoding="utf-8").count("<svg") == 0  # figures are inside as data
     assert "image/svg+xml" in (out / f"{study}.html").read_text(encoding="utf-8")
+
+
+def test_a_study_whose_page_cannot_be_written_can_be_made_again(
+    tiny_base: SegVol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scores come last: a folder with scores would be refused as that of another evaluation."""
+    base, data, out = tmp_path / "base.safetensors", tmp_path / "prepared", tmp_path / "out"
+    save_base(base, tiny_base, {"name": "tiny"})
+    prepare_folder(
+        small_folder(tmp_path / "source", 1), data, name="mri", modality=MODALITY,
+        labels={1: "prostate", 2: "bladder"}, test_fraction=1.0, val_fraction=0.0,
+    )  # fmt: skip
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "page.html")
+
+    asked = ["evaluate", "--model", f"base={base}", "--data", data, "--out", out, "--study", "clicks", "--clicks", "1",
+             "--device", "cpu"]  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr("adaptmedseg.cli.evaluate.write_page", full)
+        assert "free some space and run again" in call(*asked).err
+    assert call(*asked).code == 0
+    assert (out / "clicks.html").is_file()
 
 
 def test_studies_refuse_what_they_cannot_do(tmp_path: Path) -> None:

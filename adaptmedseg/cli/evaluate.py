@@ -95,8 +95,8 @@ def evaluate(
     if study is not None:
         records = run_prompt_study(methods, sources, chosen, wanted, measures)
         check_any(records, data)
-        save_study(out, records, study_notes(methods, sources, seed, wanted), append=append)
         write_prompt_study(out, study, records, [method.name for method in methods], seed)
+        save_study(out, records, study_notes(methods, sources, seed, wanted), append=append)  # last, as below
         return
     with bar("evaluating") as progress:
         records, masks = run_study(methods, sources, chosen, structures=wanted, measures=measures, progress=progress)
