@@ -19,8 +19,8 @@ LONG = 40  # rows; longer tables are folded
 NOTE = (
     "SD: over cases, and over the means of seeds. Intervals are bootstrapped over patients. Changes and differences "
     "are paired by case. Effect: matched-pairs rank-biserial correlation over patients, from −1 to +1. p: Wilcoxon's "
-    "signed-rank test over patients, corrected after Holm over all tests of the kind, new and old data together. In "
-    "brackets: cases without a score."
+    "signed-rank test over patients, corrected after Holm over all tests of the kind, new and old data together. "
+    "Fewer than six patients cannot give a p below 0.05. In brackets: cases without a score."
 )
 Curves = Mapping[str, Mapping[str, Sequence[CurvePoint]]]
 
