@@ -312,6 +312,22 @@ def test_predicted_masks_are_measured_on_the_scanner_s_grid(prepared: StudyData,
     assert len(nnunet_records("nn", tmp_path / "moved", [prepared])) == len(found) - 2
 
 
+def test_masks_on_another_grid_are_refused_with_the_difference(prepared: StudyData, tmp_path: Path) -> None:
+    import nibabel as nib
+
+    write_predictions(tmp_path / "nn", prepared, 0)
+    path = next((tmp_path / "nn").glob("*.nii.gz"))
+    mask = nib.load(path)
+    data, affine = np.asarray(mask.dataobj), mask.affine.copy()
+    affine[:3, 3] += (3.0, 4.0, 0.0)
+    nib.save(nib.Nifti1Image(data, affine), path)
+    with pytest.raises(UserError, match=r"another grid .* \(its corners lie up to 5 mm off\)"):
+        nnunet_records("nn", tmp_path / "nn", [prepared])
+    nib.save(nib.Nifti1Image(data[:-1], mask.affine), path)
+    with pytest.raises(UserError, match=rf"\({data.shape[0] - 1}×.* against {data.shape[0]}×"):
+        nnunet_records("nn", tmp_path / "nn", [prepared])
+
+
 def test_a_summary_is_read_and_checked(prepared: StudyData, tmp_path: Path) -> None:
     case = prepared.cases[0]
     metrics = {"1": {"Dice": 0.75, "n_pred": 4, "n_ref": case.voxels["prostate"]}}

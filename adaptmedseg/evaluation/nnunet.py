@@ -71,10 +71,14 @@ def _from_mask(
     method: str, dataset: PreparedDataset, case: PreparedCase, path: Path, measures: MeasureSettings
 ) -> Iterator[Record]:
     volume = read_labels(path)
-    if volume.grid.shape != case.grid.shape or volume.grid.distance_mm(case.grid) > GRID_TOLERANCE_MM:
+    same = volume.grid.shape == case.grid.shape
+    if not same or volume.grid.distance_mm(case.grid) > GRID_TOLERANCE_MM:
+        apart = f"its corners lie up to {volume.grid.distance_mm(case.grid):.3g} mm off" if same else (
+            f"{_size(volume.grid.shape)} against {_size(case.grid.shape)} voxels"
+        )  # fmt: skip
         raise UserError(
-            f"{path}: lies on another grid than the image of {dataset.name}/{case.id} "
-            f"({volume.grid.shape} against {case.grid.shape} voxels); give nnU-Net's masks on the scanner's grid"
+            f"{path}: lies on another grid than the image of {dataset.name}/{case.id} ({apart}); "
+            "give nnU-Net's masks on the scanner's grid"
         )
     inside = crop_slices(case.crop)
     for structure, values in _labels_of(dataset).items():
@@ -88,6 +92,10 @@ def _from_mask(
         found = measure(predicted, truth, spacing, measures, lost)
         extra = {**found.as_dict(), "truth_voxels_outside_crop": lost}
         yield _record(method, dataset, case, structure, found.overlap.dice, found.overlap.predicted, extra)
+
+
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 def _summary(path: Path) -> dict[str, dict[str, Any]]:
