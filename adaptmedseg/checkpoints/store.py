@@ -158,7 +158,7 @@ def load_base(name: str, seed: int = 0) -> tuple[SegVol, dict[str, object]]:
         raise UserError(KNOWN[name].absent())
     if not path.suffix and not path.exists():
         known = ", ".join([*SHIPPED, *KNOWN, *FRESH])
-        raise UserError(f"base '{name}': neither a known name ({known}) nor a file; give one of them")
+        raise UserError(f"model or base '{name}': neither a known name ({known}) nor a file; give one of them")
     return read_base(path, BASE_FORMAT, SegVolConfig, SegVol)
 
 
