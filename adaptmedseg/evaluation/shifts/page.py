@@ -165,7 +165,7 @@ def _scatter(records: Sequence[Record]) -> str:
             axes.set_ylim(0, 1)
             style.quiet_grid(axes, "y")
         row[0].set_xscale("log")
-        row[0].xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0), numticks=6))
+        row[0].xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
         row[0].xaxis.set_major_formatter("{x:.2g}")  # matplotlib's own writes powers as mathtext, which is off here
         row[0].xaxis.set_minor_formatter(NullFormatter())
         row[0].set_ylabel("Dice")
