@@ -282,9 +282,30 @@ def test_supports_of_two_draws_are_not_mixed(blobs: Path, model: Path, tmp_path:
     assert "holds scores of the split 'test', not 'val'" in other.err
 
 
+def test_another_set_of_the_name_is_not_mixed_in(blobs: Path, model: Path, tmp_path: Path) -> None:
+    raw, other, out = blobs.parent / "raw", tmp_path / "other", tmp_path / "o"
+    made = call("slices", raw, "--out", other, "--label", "1=square", "--label", "2=disc", "--test-fraction", "0.4")
+    assert made.code == 0, made.err
+    options = ["--model", f"a={model}", "--structures", "disc", "--limit", "1", "--out", out, "--device", "cpu"]
+    assert call("evaluate-slices", *options, "--data", blobs).code == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    refused = call("evaluate-slices", *options, "--data", other, "--append")
+    assert refused.code == 2
+    assert "its scores of the set 'raw' are of other images, masks or splits" in refused.err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert call("evaluate-slices", *options, "--data", blobs, "--append").code == 0
+    (out / "sets.json").write_text("{", encoding="utf-8")
+    damaged = call("evaluate-slices", *options, "--data", blobs, "--append")
+    assert damaged.code == 2
+    assert "nobody can tell which sets" in damaged.err
+
+
 WRONG = {
-    "one set twice": (["--data", "{blobs}"], "two sets hold raw/"),
+    "one set twice": (["--data", "{blobs}"], "are sets of one name, 'raw'; give each set once"),
     "way": (["--ask", "text"], "--ask text: choose one of class, oracle box, oracle point"),
+    "prompts and supports": (["--ask", "oracle box", "--shots", "1"], "--ask oracle box: prompts, and --shots 1 asks"),
+    "draws of no supports": (["--draws", "1"], "--draws 1: is of support sets; say their sizes with --shots"),
+    "U-Net without supports": (["--unet"], "--unet: is of support sets; say their sizes with --shots"),
     "class": (["--ask", "class"], "knows no class of"),
     "shots": (["--shots", "0,x"], "--shots 0,x: give numbers of supports from 1 to 64"),
     "too many shots": (["--shots", "4,65"], "--shots 4,65: give numbers of supports from 1 to 64"),

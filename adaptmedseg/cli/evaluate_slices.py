@@ -20,7 +20,14 @@ from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.slices.asking import WAYS, Queries, SliceMethod, Way, refuse_seen, score_prompts
 from adaptmedseg.evaluation.slices.by_support import SupportStudy, score_supports
-from adaptmedseg.evaluation.slices.folder import ScoredModel, Scores, check_same, earlier_scores, write_scores
+from adaptmedseg.evaluation.slices.folder import (
+    ScoredModel,
+    Scores,
+    check_same,
+    check_same_sets,
+    earlier_scores,
+    write_scores,
+)
 from adaptmedseg.inference.picture_loading import load_picture_model
 from adaptmedseg.inference.support.supports import MOST
 from adaptmedseg.models.adapted_sam import PictureModel
@@ -44,7 +51,7 @@ def evaluate_slices(
             help="Instead of --ask: sizes of support sets, such as 1,4,16, drawn from 'train', scored patients aside."
         ),
     ] = None,
-    draws: Annotated[int, typer.Option(help="Of --shots: support sets of each size.", min=1)] = 1,
+    draws: Annotated[int | None, typer.Option(help="Of --shots: support sets of each size (1).", min=1)] = None,
     unet: Annotated[
         bool, typer.Option("--unet", help="Of --shots: a U-Net too, trained on the supports for the same time.")
     ] = False,
@@ -64,14 +71,17 @@ def evaluate_slices(
       adaptmedseg evaluate-slices --model none=sam-b --model lora=runs/lora --data slices/sirst --ask "oracle point" --out runs/sirst
       adaptmedseg evaluate-slices --model sam=runs/acdc --data slices/left_atrium --shots 1,4,16 --draws 3 --unet --out runs/la
     """  # noqa: E501
+    _refuse_unused(shots, ask, draws, unet=unet)
     given = named_pairs(model, "--model")
     earlier = earlier_scores(out, split, append=append)
     methods = [SliceMethod(name, load_picture_model(value)) for name, value in given.items()]
     chosen, names = pick_device(device), split_names(structures)
     queries = [_queries(SliceDataset.open(path), path, split, names, limit, seed) for path in data]
     _check(methods, queries)
+    sets = {query.dataset.name: query.dataset.content_sha256() for query in queries}
+    check_same_sets(out, earlier.sets, sets)
     if shots is not None:
-        study = _study(shots, draws, seed, unet=unet)
+        study = _study(shots, draws or 1, seed, unet=unet)
         models = {name: ScoredModel(given[methods[0].name], methods[0].loaded.hashes, seed) for name in study.names}
         check_same(out, earlier.models, models)
         records = _by_support(methods, queries, study, chosen)
@@ -86,17 +96,29 @@ def evaluate_slices(
         reference = earlier.records[0].method if earlier.records else methods[0].name
     if not records:
         raise UserError(f"{', '.join(map(str, data))}: nothing could be scored; see the notes above")
-    print(write_scores(out, earlier.joined(Scores(records, models)), reference))
+    print(write_scores(out, earlier.joined(Scores(records, models, sets)), reference))
+
+
+def _refuse_unused(shots: str | None, ask: str | None, draws: int | None, *, unet: bool) -> None:
+    """UserError for an option that the way of asking would pass over."""
+    if shots is not None and ask is not None:
+        raise UserError(f"--ask {ask}: prompts, and --shots {shots} asks by support sets; leave one of them out")
+    given = "--unet" if unet else f"--draws {draws}" if draws is not None else None
+    if shots is None and given is not None:
+        raise UserError(f"{given}: is of support sets; say their sizes with --shots, such as --shots 1,4,16")
 
 
 def _check(methods: Sequence[SliceMethod], queries: Sequence[Queries]) -> None:
-    """UserError where an image is given twice, and where a model was trained on one, before anything is scored."""
-    images: set[tuple[str, str]] = set()
+    """UserError where two sets have one name, and where a model was trained on an image, before anything is scored."""
+    named: dict[str, Path] = {}
     for query in queries:
-        for item in query.items:
-            if (query.dataset.name, item.id) in images:
-                raise UserError(f"--data: two sets hold {query.dataset.name}/{item.id}; give each set once")
-            images.add((query.dataset.name, item.id))
+        name, folder = query.dataset.name, query.dataset.folder
+        if name in named:
+            raise UserError(
+                f"--data: {named[name]} and {folder} are sets of one name, '{name}'; give each set once, and score "
+                "different ones apart, each with its own --out"
+            )
+        named[name] = folder
         for method in methods:
             refuse_seen(method, query)
 

@@ -7,6 +7,7 @@ DIR/masks/ID.png      bit masks, 8 or 16 bits: bit i is structures[i]
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -128,6 +129,11 @@ class SliceDataset:
         """Images in the manifest's order: of one split, and with pixels of at least one of some structures."""
         chosen = [item for item in self._items if split in (None, item.split)]
         return [item for item in chosen if structures is None or set(structures) & set(item.present())]
+
+    def content_sha256(self) -> str:
+        """A hash over structures, splits and files of images and masks: what tells two sets of one name apart."""
+        files = sorted((*pair, item.split) for item in self._items for pair in item.files.items())
+        return hashlib.sha256(json.dumps([self.structures, files]).encode()).hexdigest()
 
     def damaged(self) -> list[str]:
         """A sentence for every file whose bytes are not those that were written; reads everything."""

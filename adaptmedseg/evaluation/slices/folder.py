@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.errors import UserError
@@ -16,7 +17,8 @@ from adaptmedseg.evaluation.slices.points import support_points
 from adaptmedseg.evaluation.slices.tables import slice_report
 from adaptmedseg.evaluation.study import RESULTS
 
-TABLES, MODELS, DIVERSITY = "tables.md", "models.json", "task_diversity.svg"
+TABLES, MODELS, SETS, DIVERSITY = "tables.md", "models.json", "sets.json", "task_diversity.svg"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,16 +34,17 @@ class ScoredModel:
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores, and the models behind their methods."""
+    """Scores, the models behind their methods, and the `content_sha256` of their sets by name."""
 
     records: Sequence[Record] = ()
     models: Mapping[str, ScoredModel] = field(default_factory=dict)
+    sets: Mapping[str, str] = field(default_factory=dict)
 
     def joined(self, new: Scores) -> Scores:
         """Both; a score that is given again is replaced."""
         keys = {record.score_key for record in new.records}
         kept = [record for record in self.records if record.score_key not in keys]
-        return Scores([*kept, *new.records], {**self.models, **new.models})
+        return Scores([*kept, *new.records], {**self.models, **new.models}, {**self.sets, **new.sets})
 
 
 def earlier_scores(out: Path, split: str, *, append: bool) -> Scores:
@@ -56,16 +59,19 @@ def earlier_scores(out: Path, split: str, *, append: bool) -> Scores:
     others = sorted({record.split for record in records} - {split})
     if others:
         raise UserError(f"{out}: holds scores of the split '{others[0]}', not '{split}'; choose a new --out")
-    return Scores(records, _read_models(out / MODELS))
+    models = _read_table(out / MODELS, "models", lambda entry: ScoredModel(**entry))
+    # Folders of earlier releases have no table of sets.
+    sets = _read_table(out / SETS, "sets", str) if (out / SETS).exists() else {}
+    return Scores(records, models, sets)
 
 
-def _read_models(path: Path) -> dict[str, ScoredModel]:
+def _read_table(path: Path, what: str, read: Callable[[Any], T]) -> dict[str, T]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        return {name: ScoredModel(**entry) for name, entry in table.items()}
+        return {name: read(entry) for name, entry in table.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         raise UserError(
-            f"{path}: is missing or damaged, so that nobody can tell which models the scores beside it are of; choose "
+            f"{path}: is missing or damaged, so that nobody can tell which {what} the scores beside it are of; choose "
             "a new --out"
         ) from None
 
@@ -86,6 +92,16 @@ def check_same(out: Path, before: Mapping[str, ScoredModel], now: Mapping[str, S
             )
 
 
+def check_same_sets(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """UserError where a set is not the one that scores before are of, though it has the name."""
+    for name, content in now.items():
+        if before.get(name, content) != content:
+            raise UserError(
+                f"{out}: its scores of the set '{name}' are of other images, masks or splits than this set of the name "
+                "has; choose a new --out"
+            )
+
+
 def write_scores(out: Path, scores: Scores, reference: str) -> str:
     """Write scores, tables and curves; gives the tables, in which methods are compared with `reference`. The scores
     come last: a folder with scores is complete."""
@@ -101,6 +117,7 @@ def write_scores(out: Path, scores: Scores, reference: str) -> str:
         write_atomic(out / DIVERSITY, diversity_svg(diversity))
     table = {name: asdict(model) for name, model in scores.models.items()}
     write_atomic(out / MODELS, json.dumps(table, indent=1) + "\n")
+    write_atomic(out / SETS, json.dumps(dict(scores.sets), indent=1) + "\n")
     write_atomic(out / "results.csv", results_csv(scores.records))
     write_results(out / RESULTS, scores.records)
     return report
