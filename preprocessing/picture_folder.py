@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from adaptmedseg.errors import UserError
 
 IMAGES = ("images", "image", "imgs", "img")
 MASKS = ("masks", "mask", "labels", "label", "annotations")
+LOOKED_AT = 1000  # names of pictures, where an ending is guessed
 ENDINGS = ("", "_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt")
 
 
@@ -34,11 +36,13 @@ class PicturePair:
 
 @dataclass
 class PictureFolder:
-    """What a folder holds: pairs, notes on what was passed over, and labels that a dataset.json names."""
+    """What a folder holds: pairs, notes on what was passed over, labels that a dataset.json names, and where nothing
+    pairs what masks' names seem to end in."""
 
     pairs: list[PicturePair] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     labels: dict[str, str] | None = None
+    likely_ending: str | None = None
 
 
 @dataclass(frozen=True)
@@ -68,9 +72,10 @@ def find_pictures(root: Path, mask_ending: str | None = None) -> PictureFolder:
     found = _listed(root, listed) if listed.is_file() and mask_ending is None else _paired(root, mask_ending)
     if not found.pairs:
         endings = ", ".join(ending for ending in ENDINGS if ending)
+        likely = f"; here it seems to be --mask-ending={found.likely_ending}" if found.likely_ending else ""
         raise UserError(
             f"{root}: holds no picture with a mask; masks have their picture's name with {mask_ending or endings} at "
-            "its end, beside it or in masks/ (--mask-ending says another)"
+            f"its end, beside it or in masks/ (--mask-ending says another{likely})"
         )
     return found
 
@@ -83,8 +88,8 @@ def _listed(root: Path, listed: Path) -> PictureFolder:
         raise UserError(f"{listed}: names no pairs under 'training' ({error}); mend it or remove it") from None
     here = [(image, mask) for image, mask in entries if image.is_file()]
     whole = [(image, mask) for image, mask in here if mask.is_file()]
-    notes = _passed_over(len(entries) - len(here), "listed pictures are not here")
-    notes += _passed_over(len(here) - len(whole), "pictures have no mask")
+    notes = _passed_over("listed pictures that are not here", [image for image, _ in entries if not image.is_file()])
+    notes += _passed_over("pictures without a mask", [image for image, mask in here if not mask.is_file()])
     pairs = [PicturePair(_safe(picture_stem(image)), image, mask) for image, mask in whole]
     return PictureFolder(pairs, notes, table.get("labels"))
 
@@ -93,11 +98,13 @@ def _paired(root: Path, ending: str | None) -> PictureFolder:
     inside = {folder.name.lower(): folder for folder in root.iterdir() if folder.is_dir()}
     image_folder = next((inside[name] for name in IMAGES if name in inside), root)
     mask_folder = next((inside[name] for name in MASKS if name in inside), root)
-    masks = {_stem(path): path for path in _files(mask_folder)}
+    masks: dict[str, list[Path]] = {}
+    for path in _files(mask_folder):
+        masks.setdefault(_stem(path), []).append(path)
     endings: tuple[str, ...] = (ending,) if ending is not None else ENDINGS
     if mask_folder == image_folder:
         endings = tuple(one for one in endings if one)
-    pairs, alone = [], 0
+    pairs, alone = [], []
     pictures = [path for path in _files(image_folder) if is_picture(path)]
     stems = {_stem(path) for path in pictures}
     for image in pictures:
@@ -106,16 +113,35 @@ def _paired(root: Path, ending: str | None) -> PictureFolder:
             stem.endswith(one) and stem.removesuffix(one) in stems for one in endings
         ):
             continue  # a mask itself
-        mask = next((masks[stem + one] for one in endings if stem + one in masks), None)
-        if mask is None:
-            alone += 1
+        fitting = [path for one in endings for path in masks.get(stem + one, [])]
+        if len(fitting) > 1:
+            first, second = (path.relative_to(root) for path in fitting[:2])
+            raise UserError(f"{image}: has two masks, {first} and {second}; move one away, or choose by --mask-ending")
+        if fitting:
+            pairs.append(PicturePair(_safe(stem), image, fitting[0]))
         else:
-            pairs.append(PicturePair(_safe(stem), image, mask))
-    return PictureFolder(pairs, _passed_over(alone, "pictures have no mask"))
+            alone.append(image)
+    notes = _passed_over("pictures without a mask", alone)
+    if mask_folder != image_folder:
+        taken = {pair.mask for pair in pairs}
+        notes += _passed_over("masks without a picture", [p for same in masks.values() for p in same if p not in taken])
+    return PictureFolder(pairs, notes, likely_ending=None if pairs else _likely_ending(stems, masks))
 
 
-def _passed_over(count: int, what: str) -> list[str]:
-    return [f"{count} {what} and are passed over"] if count else []
+def _likely_ending(stems: Iterable[str], masks: Iterable[str]) -> str | None:
+    """What most names of masks have after a picture's name; the longest name counts where one begins another."""
+    longest_first = sorted(stems, key=len, reverse=True)[:LOOKED_AT]
+    rests = Counter(
+        next((mask.removeprefix(stem) for stem in longest_first if mask.startswith(stem)), "") for mask in masks
+    )
+    del rests[""]
+    return rests.most_common(1)[0][0] if rests else None
+
+
+def _passed_over(what: str, paths: Sequence[Path]) -> list[str]:
+    """A note that names three of them."""
+    named = ", ".join([path.name for path in paths[:3]] + (["..."] if paths[3:] else []))
+    return [f"{what} are passed over: {len(paths)} ({named})"] if paths else []
 
 
 def _files(folder: Path) -> list[Path]:

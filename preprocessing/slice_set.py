@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptmedseg.preprocessing.picture_folder import MaskRule, find_pictures, read_pair
+from adaptmedseg.preprocessing.picture_folder import MaskRule, PicturePair, find_pictures, read_pair
 from adaptmedseg.preprocessing.split import patient_of, split_patients
 from adaptmedseg.preprocessing.volume_slices import SliceRule, case_slices
 
 from adaptmedseg.data.labelled import Absent
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
-from adaptmedseg.data.pictures.dataset import SliceDataset, store, write_slices
+from adaptmedseg.data.pictures.dataset import SliceDataset, read_slices, store, write_slices
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.data.registry import Registry, default_registry
 from adaptmedseg.errors import UserError
@@ -37,7 +37,7 @@ def slice_volumes(
     registry = dataset.registry
     chosen = list(dataset.structures)
     if structures is not None:
-        chosen = list(dict.fromkeys(registry.structure(name).name for name in structures))
+        chosen = list(dict.fromkeys(_own_name(registry, name) for name in structures))
         unknown = [name for name in chosen if name not in dataset.structures]
         if unknown:
             raise UserError(f"{source}: has no '{unknown[0]}'; it has {', '.join(dataset.structures)}")
@@ -49,7 +49,8 @@ def slice_volumes(
             if progress is not None:
                 progress(count, len(cases))
         if not entries:
-            raise UserError(f"{source}: no slice shows {rule.least} pixels of a structure; lower --least")
+            finer = "" if rule.spacing is None else f", or --spacing, {rule.spacing:g} mm a pixel"
+            raise UserError(f"{source}: no slice shows {rule.least} pixels of a structure; lower --least{finer}")
         return {
             "name": dataset.name,
             "structures": chosen,
@@ -86,12 +87,11 @@ def slice_pictures(
     that the registry does not know are taken as they are. A bad pair is left out, and the manifest lists it under
     "left_out". Raises UserError where no pair is good.
     """
+    _refuse_set(source)
     found = find_pictures(source, mask_ending)
     rule = MaskRule(name_scheme(labels or {}, found.labels), structure, threshold, absent)
     structures = [structure] if rule.scheme is None else list(rule.scheme.structures)
-    twice = {pair.id for pair in found.pairs if [other.id for other in found.pairs].count(pair.id) > 1}
-    if twice:
-        raise UserError(f"{source}: two pictures are called {min(twice)}; rename one")
+    _refuse_twice(source, found.pairs)
     patients = {pair.id: patient_of(pair.id, patient_pattern) for pair in found.pairs}
     splits = split_patients(patients.values(), test_fraction=test_fraction, val_fraction=val_fraction, seed=seed)
 
@@ -121,12 +121,42 @@ def slice_pictures(
     return write_slices(out, fill, overwrite=overwrite)
 
 
+def _refuse_twice(source: Path, pairs: Sequence[PicturePair]) -> None:
+    named: dict[str, PicturePair] = {}
+    for pair in pairs:
+        if pair.id in named:
+            raise UserError(
+                f"{source}: {named[pair.id].image.name} and {pair.image.name} would both be called {pair.id}; rename "
+                "one, with its mask"
+            )
+        named[pair.id] = pair
+
+
 def name_scheme(given: LabelNames, described: dict[str, str] | None) -> LabelScheme | None:
     """Values and names, given or of a dataset.json, known to the registry or not; None where nobody names any."""
     if not given and not described:
         return None
     names = [*given.values(), *(described or {}).values(), *(described or {})]
     return label_scheme(given, described, _permissive(names))
+
+
+def _own_name(registry: Registry, name: str) -> str:
+    """The registry's name of a structure; one that it does not know stays as it is."""
+    try:
+        return registry.structure(name).name
+    except UserError:
+        return name
+
+
+def _refuse_set(source: Path) -> None:
+    try:
+        read_slices(source)
+    except UserError:
+        return
+    raise UserError(
+        f"{source}: is a set of slices already; train on it as it is, or give the pictures or the prepared data set "
+        "that it was made of"
+    )
 
 
 def _permissive(names: Sequence[str]) -> Registry:

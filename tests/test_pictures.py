@@ -159,11 +159,20 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "cmyk": ("a.jpg", lambda path: Image.new("CMYK", (5, 5)).save(path), "has CMYK colours"),
     "turned": ("a.jpg", turned, "is to be turned when it is shown"),
     "deep ppm": ("a.ppm", lambda path: path.write_bytes(b"P6\n2 1\n65535\n" + bytes(12)), "colours of 16 bits"),
-    "not finite": ("a.tif", lambda path: tifffile.imwrite(path, np.full((3, 3), np.nan, np.float32)), "not finite"),
+    "not finite": (
+        "a.tif",
+        lambda path: tifffile.imwrite(path, np.full((3, 3), np.nan, np.float32)),
+        "9 of its 9 values",
+    ),
     "channels": (
         "a.tif",
         lambda path: tifffile.imwrite(path, np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig=1),
-        "give a grey or RGB picture",
+        "has 5 channels, which are no colours; save those that are meant",
+    ),
+    "two channels": (
+        "a.tif",
+        lambda path: tifffile.imwrite(path, np.dstack([GREY, GREY]), photometric="minisblack", planarconfig=1),
+        "has 2 channels, which are no colours; save those that are meant",
     ),
 }
 
@@ -196,6 +205,13 @@ def test_soft_edges_are_cut_at_half_and_told(tmp_path: Path) -> None:
     assert lower.masks["x"].tolist() == [[False, True, True, True, True, True]]
     Image.fromarray(mask.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_binary_mask(tmp_path / "deep.png", (1, 6), "x").masks["x"], read.masks["x"])
+
+
+def test_a_mask_darker_than_the_threshold_is_not_called_empty(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 100]], np.uint8)).save(tmp_path / "m.png")
+    with pytest.raises(UserError, match=r"brightest pixel is 100 and those from 128 of 255 on .* --label 100=NAME"):
+        read_binary_mask(tmp_path / "m.png", (1, 2), "x")
+    assert read_binary_mask(tmp_path / "m.png", (1, 2), "x", threshold=0.3).masks["x"].tolist() == [[False, True]]
 
 
 @pytest.mark.parametrize("top", [1, 255])

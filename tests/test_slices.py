@@ -100,6 +100,8 @@ WRONG_OPTIONS = {
     "axis": (["--axis", "x"], "--axis x: choose one of axial, coronal, sagittal, all"),
     "for pictures": (["--threshold", "0.4"], "--threshold: is for pictures"),
     "structure": (["--structures", "liver"], "has no 'liver'; it has prostate, bladder"),
+    "unknown structure": (["--structures", "nose"], "has no 'nose'; it has prostate, bladder"),
+    "spacing": (["--spacing", "400"], "of a structure; lower --least, or --spacing, 400 mm a pixel"),
     "nothing": (["--least", "100000"], "no slice shows 100000 pixels"),
 }
 
@@ -177,6 +179,42 @@ def test_nothing_that_pairs(tmp_path: Path) -> None:
         assert message in outcome.err
     outcome = call("slices", tmp_path, "--out", tmp_path / "s", "--axis", "h")
     assert "--axis: is for volumes" in outcome.err
+
+
+def test_names_that_do_not_pair_are_told(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "raw", 3)
+    (root / "masks" / "photo_0_mask.png").rename(root / "masks" / "other_mask.png")
+    outcome = call("slices", root, "--out", tmp_path / "s", "--val-fraction", "0")
+    assert outcome.code == 0, outcome.err
+    assert "pictures without a mask are passed over: 1 (photo_0.png)" in outcome.err
+    assert "masks without a picture are passed over: 1 (other_mask.png)" in outcome.err
+    for path in (root / "masks").iterdir():
+        path.rename(path.with_name(path.name.replace("_mask", "_pixels0")))
+    outcome = call("slices", root, "--out", tmp_path / "n")
+    assert outcome.code == 2
+    assert "here it seems to be --mask-ending=_pixels0)" in outcome.err
+
+
+def test_names_that_pair_twice_are_refused(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "raw", 2)
+    mask = root / "masks" / "photo_0_mask.png"
+    Image.open(mask).save(root / "masks" / "photo_0_mask.bmp")
+    outcome = call("slices", root, "--out", tmp_path / "s")
+    assert outcome.code == 2
+    assert "photo_0.png: has two masks, masks/photo_0_mask.bmp and masks/photo_0_mask.png" in outcome.err
+    (root / "masks" / "photo_0_mask.bmp").unlink()
+    Image.open(root / "images" / "photo_0.png").save(root / "images" / "photo_0.jpg")
+    outcome = call("slices", root, "--out", tmp_path / "s")
+    assert "photo_0.jpg and photo_0.png would both be called photo_0; rename one" in outcome.err
+
+
+def test_a_set_of_slices_is_no_folder_of_pictures(tmp_path: Path) -> None:
+    assert call("slices", picture_folder(tmp_path / "raw"), "--out", tmp_path / "s").code == 0
+    outcome = call("slices", tmp_path / "s", "--out", tmp_path / "again")
+    assert outcome.code == 2
+    assert "is a set of slices already" in outcome.err
+    volumes = call("train", "adapt", "--data", tmp_path / "s", "--out", tmp_path / "run")
+    assert "is no manifest of a prepared data set (its format is 'adaptmedseg-slices')" in volumes.err
 
 
 def test_a_damaged_set_is_told(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from adaptmedseg.data.pictures.dataset import SliceDataset
 from adaptmedseg.data.pictures.planes import AXES
 from adaptmedseg.data.prepared.manifest import is_prepared
 from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation import wording
 from adaptmedseg.preprocessing.slice_set import slice_pictures, slice_volumes
 from adaptmedseg.preprocessing.volume_slices import SliceRule
 
@@ -134,11 +135,10 @@ def _sum_up(out: Path, dataset: SliceDataset) -> None:
     """Say what there is, what was done and what was left out; exit code 1 where something was."""
     for note in dataset.manifest.get("notes", []):
         typer.echo(f"note: {note}", err=True)
-    done = [note for entry in dataset.manifest["items"] for note in entry.get("notes", [])]
+    done = [f"{entry['id']}: {note}" for entry in dataset.manifest["items"] for note in entry.get("notes", [])]
     if done:
-        typer.echo(
-            f"note: {len(done)} remarks on single pictures stand in the manifest, the first: {done[0]}", err=True
-        )
+        remarks = wording.count(len(done), "remark")
+        typer.echo(f"note: {remarks} on single pictures in the manifest, the first: {done[0]}", err=True)
     counts = ", ".join(f"{len(dataset.items(split))} {split}" for split in ("train", "val", "test"))
     print(f"{out}: {len(dataset.items())} images ({counts}); structures: {', '.join(dataset.structures)}")
     left_out = dataset.manifest.get("left_out", [])

@@ -22,7 +22,7 @@ from adaptmedseg.data.labels import bit_dtype
 from adaptmedseg.data.pictures.read import read_picture
 from adaptmedseg.data.pictures.write import write_png
 from adaptmedseg.data.prepared import Split
-from adaptmedseg.data.prepared.manifest import MANIFEST
+from adaptmedseg.data.prepared.manifest import MANIFEST, stated_format
 from adaptmedseg.data.staging import staged
 from adaptmedseg.errors import UserError
 
@@ -197,7 +197,8 @@ def read_slices(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}); run slices again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is no manifest of a set of slices; make one with 'adaptmedseg slices'.")
+        stated = stated_format(manifest)
+        raise UserError(f"{path} is no manifest of a set of slices{stated}; make one with 'adaptmedseg slices'.")
     if manifest.get("version") != VERSION:
         raise UserError(
             f"{path} has version {manifest.get('version')} and this release reads {VERSION}; make it again."

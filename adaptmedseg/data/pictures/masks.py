@@ -31,7 +31,7 @@ def read_binary_mask(path: Path, shape: tuple[int, int], structure: str, thresho
     So a mask of 8 bits with anti-aliased edges is cut at 128 by default. A mask of zeros and ones is taken as it is,
     and so is a palette's: index 0 is the background, any other the structure.
 
-    Raises UserError as `read_values`.
+    Raises UserError as `_values`, and where all that is not black is darker than the threshold.
     """
     values, indexed = _values(path, shape)
     kinds = np.unique(values)
@@ -39,6 +39,12 @@ def read_binary_mask(path: Path, shape: tuple[int, int], structure: str, thresho
         return PictureMask(path, {structure: values > 0}, [])
     top = float(np.iinfo(values.dtype).max)
     cut = int(np.ceil(threshold * top))
+    if 0 < values.max() < cut:
+        raise UserError(
+            f"{path}: is black throughout as masks are read, for its brightest pixel is {values.max()} and those from "
+            f"{cut} of {top:.0f} on are inside; lower the share with --threshold, or name the value with --label "
+            f"{values.max()}=NAME"
+        )
     between = int(np.count_nonzero((values > 0) & (values < values.max())))
     notes = []
     if between:
@@ -52,7 +58,7 @@ def read_label_map(path: Path, shape: tuple[int, int], scheme: LabelScheme) -> P
     A palette's indices are the values, whatever their colours. An .npz of scipy is a sparse matrix (structures,
     pixels), whose row k is the value k + 1 and whose rows may overlap.
 
-    Raises UserError as `read_values`, and for a value without a name.
+    Raises UserError as `_values`, and for a value without a name.
     """
     if path.suffix.lower() == SPARSE:
         rows = _sparse_rows(path, shape)

@@ -20,6 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".
 LARGEST = 1 << 28  # pixels: 16,384 × 16,384
 PERCENTILES = (0.5, 99.5)  # of a picture with more than 8 bits, as MedSAM has them
 _ORIENTATION = 0x0112  # EXIF
+_ALPHA = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA}
 _PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What damaged files make Pillow and tifffile raise; which one depends on where the damage lies.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct_error, zlib.error, RuntimeError)
@@ -94,7 +95,10 @@ def read_picture(path: Path) -> Picture:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is truncated or damaged ({reason}); get it again") from None
     if picture.pixels.dtype.kind == "f" and not np.isfinite(picture.pixels).all():
-        raise UserError(f"{path}: holds values that are not finite; replace them first")
+        count = int(np.count_nonzero(~np.isfinite(picture.pixels)))
+        raise UserError(
+            f"{path}: {count} of its {picture.pixels.size} values are not finite (NaN or infinite); replace them first"
+        )
     return picture
 
 
@@ -174,6 +178,11 @@ def _read_tiff(path: Path, content: bytes) -> Picture:
         plain = page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
         if plain and page.compression in (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.ADOBE_DEFLATE):
             pixels = page.asarray()
+            if page.photometric == tifffile.PHOTOMETRIC.MINISBLACK and set(page.extrasamples) - _ALPHA:
+                raise UserError(
+                    f"{path}: has {page.samplesperpixel} channels, which are no colours; save those that are meant as "
+                    "a grey or RGB picture"
+                )
             if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
                 pixels = np.moveaxis(pixels, 0, -1)
             return _from_array(path, pixels)

@@ -38,11 +38,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); run prepare again.") from error
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise UserError(f"{path} is no manifest of a prepared data set; make one with 'adaptmedseg prepare'.")
+        raise UserError(
+            f"{path} is no manifest of a prepared data set{stated_format(manifest)}; make one with 'adaptmedseg "
+            "prepare'."
+        )
     if manifest.get("version") != VERSION:
         version = manifest.get("version")
         raise UserError(f"{path} has version {version} and this release reads {VERSION}; prepare the data again.")
     return manifest
+
+
+def stated_format(manifest: object) -> str:
+    """What a manifest says that it is, for messages; empty where it says nothing."""
+    stated = manifest.get("format") if isinstance(manifest, dict) else None
+    return f" (its format is {stated!r})" if isinstance(stated, str) else ""
 
 
 def is_prepared(folder: Path) -> bool:
