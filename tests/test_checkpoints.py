@@ -157,9 +157,9 @@ WRONG: list[tuple[Callable[[Path], None], str]] = [
     (header_cut, "copy or download it again"),
     (empty, "copy or download it again"),
     (pickled, "weights convert"),
-    (foreign, "give a file written by adaptmedseg"),
+    (foreign, "written by adaptmedseg"),
     (folder, "is a folder without model.safetensors"),
-    (of_another_kind, "holds adaptmedseg-unet-1, expected"),
+    (of_another_kind, r"holds adaptmedseg-unet-1 \(a U-Net\), expected"),
     (without_card, "card is damaged; copy"),
     (card_not_json, "card is damaged; copy"),
 ]

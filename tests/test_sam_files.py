@@ -124,7 +124,7 @@ def test_a_changed_file_is_found(tmp_path: Path) -> None:
 def test_a_2d_model_is_no_base_of_volumes(tmp_path: Path) -> None:
     path = tmp_path / "sam.safetensors"
     save_sam(path, Sam(TINY_SAM), {"name": "mine"})
-    with pytest.raises(UserError, match="holds adaptmedseg-sam-1"):
+    with pytest.raises(UserError, match=r"holds adaptmedseg-sam-1 \(a SAM, for pictures\)"):
         load_base(str(path))
     with pytest.raises(UserError, match="neither a known name"):
         load_sam("sma")

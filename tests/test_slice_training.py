@@ -174,7 +174,7 @@ WRONG = {
     "artefacts": (["augment.motion=0.1"], "augment.motion is for volumes"),
     "structure": (["data.structures=[liver]"], "data.structures: 'liver' is in none of the sets"),
     "least": (["data.least=100000"], "data.least: no structure has 100000 pixels"),
-    "base": (["base=small"], "holds adaptmedseg-base-1"),
+    "base": (["base=small"], "(a base of volumes), expected adaptmedseg-sam-1 (a SAM, for pictures); give one"),
     "no key": (["zoom=1"], "zoom: there is no such key"),
 }
 

@@ -27,6 +27,13 @@ WEIGHTS_HASH = "weights_sha256"
 FRESH = {"fresh:small": SMALL, "fresh:released": RELEASED}
 SHIPPED = {"small": "small_ct_base.safetensors"}
 MODEL_FILE = "model.safetensors"
+KINDS = {  # what formats are, for messages
+    BASE_FORMAT: "a base of volumes",
+    "adaptmedseg-sam-1": "a SAM, for pictures",
+    "adaptmedseg-sam-adapter-1": "an adapter of a SAM",
+    "adaptmedseg-adapter-2": "an adapter of a base of volumes",
+    "adaptmedseg-unet-1": "a U-Net",
+}
 Config = TypeVar("Config", bound=BaseModel)
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -78,9 +85,10 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], d
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != expected_format:
-                found = metadata.get("format", "no format name")
+                found = _kind_of(metadata.get("format", "no format name"))
+                wanted = _kind_of(expected_format)
                 raise UserError(
-                    f"{path}: holds {found}, expected {expected_format}; give a file written by adaptmedseg"
+                    f"{path}: holds {found}, expected {wanted}; give one of that kind, written by adaptmedseg"
                 )
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a dict)
     except FileNotFoundError:
@@ -93,6 +101,11 @@ def read_tensors(path: Path, expected_format: str) -> tuple[dict[str, Tensor], d
                 f"{path}: is a PyTorch checkpoint; make a base of it first, with `adaptmedseg weights convert`"
             ) from None
         raise UserError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from None
+
+
+def _kind_of(stated: str) -> str:
+    """A format's name with what it is, for messages."""
+    return f"{stated} ({KINDS[stated]})" if stated in KINDS else stated
 
 
 def weights_hash(model: nn.Module) -> str:
