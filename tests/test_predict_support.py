@@ -136,7 +136,8 @@ def test_a_volume_by_a_set_of_slices(model: Path, tmp_path: Path) -> None:
 WRONG = {
     "no folder": ("nowhere", [], "is no folder"),
     "no pair": ("q", [], "holds no picture with a mask"),
-    "empty": ("empty", [], "is empty, so that it annotates nothing"),
+    "empty": ("empty", [], "the mask of support p0 is empty, so that it shows no task; draw it or leave the image out"),
+    "dark": ("dark", [], "(options of 'adaptmedseg slices', whose sets --support takes)"),
     "size": ("size", [], "is 20×20 pixels and its picture 64×48"),
     "not shown": ("s", ["--structures", "disc", "--shots", "9"], "9 supports are asked for, and there are 3"),
     "volume option": ("s", ["--modality", "CT"], "--modality: is for volumes"),
@@ -148,7 +149,8 @@ def test_bad_supports_are_told_in_a_sentence(model: Path, tmp_path: Path, case: 
     name, more, message = WRONG[case]
     write_pictures(tmp_path / "s", range(3))
     query = write_pictures(tmp_path / "q", range(60, 61), masks=False)
-    for folder, mask in (("empty", np.zeros((48, 64), np.uint8)), ("size", np.full((20, 20), 255, np.uint8))):
+    blank = np.zeros((48, 64), np.uint8)
+    for folder, mask in (("empty", blank), ("size", np.full((20, 20), 255, np.uint8)), ("dark", blank + 90)):
         write_pictures(tmp_path / folder, range(1), masks=False)
         Image.fromarray(mask).save(tmp_path / folder / "p0_mask.png")
     outcome = predict(query, tmp_path / "out", model, tmp_path / name, *more)

@@ -69,17 +69,28 @@ def _masked(path: Path, names: Sequence[str], *, required: bool) -> list[Support
     """Pictures with masks; none where they are not `required` and there are none."""
     try:
         found = find_pictures(path)
-    except UserError:
+    except UserError as error:
         if required:
-            raise
+            raise _with_options_of_slices(error) from None
         return []
     given = {str(value): name for value, name in enumerate(names, 1)} if len(names) > 1 else {}
-    rule = MaskRule(name_scheme(given, found.labels), names[0] if names else "foreground", 0.5, "unannotated")
+    # Empty masks are let through here: a support set refuses an image without any in its own words.
+    rule = MaskRule(name_scheme(given, found.labels), names[0] if names else "foreground", 0.5, "empty")
     supports = []
     for pair in found.pairs:
-        sample = read_pair(pair, rule, patient_of(pair.id, None), "train", "picture")
+        try:
+            sample = read_pair(pair, rule, patient_of(pair.id, None), "train", "picture")
+        except UserError as error:
+            raise _with_options_of_slices(error) from None
         supports.append(Support(pair.id, sample.patient, read_picture(pair.image).colours(), sample.masks))
     return supports
+
+
+def _with_options_of_slices(error: UserError) -> UserError:
+    """Readers of pictures name options that `predict` has not, but the command that makes sets for it."""
+    if " --" not in str(error).replace("--support", ""):
+        return error
+    return UserError(f"{error} (options of 'adaptmedseg slices', whose sets --support takes)")
 
 
 def _prompted(path: Path) -> list[Path]:
