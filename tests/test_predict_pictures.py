@@ -156,6 +156,7 @@ WRONG = {
     "flat box": (["--box", "a:8,10,8,20"], "box is empty"),
     "volume model": (["--point", "a:1,1", "--model", "small"], "is one of volumes (the shipped base)"),
     "missing model": (["--point", "a:1,1", "--model", "no.safetensors"], "no such model file"),
+    "half a box": (["--box", "a:1,2,3"], "has 3 numbers; write NAME:x0,y0,z0,x1,y1,z1 (in pictures NAME:x0,y0,x1,y1)"),
     "missing SAM 2": (["--point", "a:1,1", "--model", "sam2:."], "sam2:.: cannot be loaded"),
 }
 
@@ -176,6 +177,31 @@ def test_the_picture_itself_is_not_replaced(model: Path, photo: Path) -> None:
     outcome = call("predict", photo, "--out", photo.parent, *options)
     assert outcome.code == 2
     assert "is the image itself" in outcome.err
+
+
+def test_a_file_is_no_folder_for_masks(model: Path, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine", encoding="utf-8")
+    outcome = call("predict", photo, "--out", tmp_path / "out", "--model", model, "--point", "a:1,1", "--device", "cpu")
+    assert outcome.code == 2
+    assert "out: is a file; choose a folder for --out" in outcome.err
+    assert (tmp_path / "out").read_text(encoding="utf-8") == "mine"
+
+
+def test_what_is_no_picture_is_said_so(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    empty = call("predict", tmp_path / "notes", "--out", tmp_path / "out", "--model", model, "--point", "a:1,1")
+    assert "notes is or holds no picture, which would need none" in empty.err
+    missing = call("predict", tmp_path / "photos", "--out", tmp_path / "out", "--model", model, "--point", "a:1,1")
+    assert "photos: does not exist; check the path" in missing.err
+
+
+def test_millimetres_of_a_picture_are_told(model: Path, photo: Path, tmp_path: Path) -> None:
+    entry = {"structure": "a", "points": [{"position": [4, 9]}]}
+    document = {"version": 1, "space": "world_mm", "prompts": [entry]}
+    (tmp_path / "p.json").write_text(json.dumps(document), encoding="utf-8")
+    outcome = call("predict", photo, "--out", tmp_path / "out", "--model", model, "--prompts", tmp_path / "p.json")
+    assert outcome.code == 2
+    assert "has 2 numbers; give 3 (x, y, z), or for a picture pixels and the space 'voxel'" in outcome.err
 
 
 def test_volumes_need_a_modality_and_a_model_of_volumes(model: Path, tmp_path: Path) -> None:

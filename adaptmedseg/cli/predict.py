@@ -14,6 +14,7 @@ from adaptmedseg.cli.question import Question
 from adaptmedseg.cli.support import SupportCommand, predict_pictures_by_support, predict_volumes_by_support
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.data.registry import modality as find_modality
+from adaptmedseg.data.volume import volume_suffix
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.asking import automatic_prompts, check_prompts
 from adaptmedseg.inference.calibration import Calibration, calibration_path, read_calibration
@@ -124,7 +125,12 @@ def predict(
         predict_pictures(image, model, products, question, exact=exact, device=device)
         return
     if modality is None:
-        raise UserError("--modality is missing; say what the images are, such as --modality CT")
+        if not image.exists():
+            raise UserError(f"{image}: does not exist; check the path")
+        pictures = (
+            "" if volume_suffix(image) is not None else f"; {image} is or holds no picture, which would need none"
+        )
+        raise UserError(f"--modality is missing; say what the images are, such as --modality CT{pictures}")
     kind = find_modality(modality)
     found = find_cases(image, kind, channel, series)
     question.check(found.cases)

@@ -44,7 +44,10 @@ class Products:
     overwrite: bool = False
 
     def check(self, case: Case, prompts: Path | None = None) -> None:
-        """UserError where a case would replace its own image or file of prompts, or, without `overwrite`, any file."""
+        """UserError where `out` is no folder, and where a case would replace its own image or file of prompts, or,
+        without `overwrite`, any file."""
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(f"{self.out}: is a file; choose a folder for --out")
         target = case.mask_path(self.out)
         note = case.note_path(self.out)
         if prompts is not None and note.resolve() == prompts.resolve():

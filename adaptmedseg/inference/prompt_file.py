@@ -197,7 +197,8 @@ def _check_axes(source: str, entries: Sequence[StructurePrompts], space: Space) 
             count = len(position)
             place = f"{_place(source, index, entry.structure)}: {part}"
             if count not in (2, 3) or (count == 2 and space == "world_mm"):
-                wanted = "3 (x, y, z)" if space == "world_mm" else "3 (x, y, z), or 2 (x, y) for an image of one slice"
+                world = "3 (x, y, z), or for a picture pixels and the space 'voxel'"
+                wanted = world if space == "world_mm" else "3 (x, y, z), or 2 (x, y) for an image of one slice"
                 raise UserError(f"{place} has {count} numbers; give {wanted}")
             if expected and count != expected:
                 raise UserError(f"{place} has {count} numbers where others have {expected}; give all alike")

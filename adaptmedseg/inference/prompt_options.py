@@ -8,8 +8,8 @@ from typing import Any
 from adaptmedseg.errors import UserError
 from adaptmedseg.inference.prompt_file import Canonical, PromptSet, Space, parse_prompts
 
-POINT_FORM = "NAME:x,y,z for a point inside, -NAME:x,y,z for one outside"
-BOX_FORM = "NAME:x0,y0,z0,x1,y1,z1"
+POINT_FORM = "NAME:x,y,z (in pictures NAME:x,y) for a point inside, -NAME:x,y,z for one outside"
+BOX_FORM = "NAME:x0,y0,z0,x1,y1,z1 (in pictures NAME:x0,y0,x1,y1)"
 SPACES: dict[str, Space] = {"world": "world_mm", "voxel": "voxel"}
 
 
