@@ -134,6 +134,13 @@ def test_paired_tests_count_patients() -> None:
     assert test.p == pytest.approx(2 / 2**6)  # all six of one sign
 
 
+def test_methods_that_were_asked_otherwise_than_the_reference_are_not_compared_with_it() -> None:
+    records = [record("a", f"p{i}", "liver", 0.5) for i in range(3)]
+    records += [record("b", f"p{i}", "liver", 0.6, origin="oracle box") for i in range(3)]
+    assert paired_tests(records, "a") == []
+    assert "| b | oracle box" in slice_report(records, "a")
+
+
 def test_prompts_are_made_from_the_truth_alone() -> None:
     truth = square(5, 4)
     box = prompt_of(truth, "x", "oracle box", "image").box

@@ -112,6 +112,8 @@ def paired_tests(records: Sequence[Record], reference: str) -> list[PairedTest]:
             scores[r.dataset, r.prompt_origin][r.method][r.case, r.structure, r.fold] = r
     tests: list[PairedTest] = []
     for (dataset, origin), methods in scores.items():
+        if reference not in methods:
+            continue  # nobody asked it in this way
         for method in methods:
             shared = methods[method].keys() & methods[reference].keys() if method != reference else set()
             differences: dict[str, list[float]] = defaultdict(list)
