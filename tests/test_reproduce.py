@@ -283,6 +283,15 @@ def test_receipts_of_slices_say_how_the_model_was_trained(blobs: Path, sam: Path
     assert [(f.seed, f.steps) for f in facts] == [(7, 1), (None, None)]
 
 
+def test_rows_may_be_named_with_a_sign_of_equality(blobs: Path, sam: Path) -> None:
+    outcome = call("reproduce", "flare22-slices", "--data", f"FLARE22={blobs}", "--weights", f"SAM LoRA r=4={sam}")
+    assert outcome.code == 1, outcome.err
+    assert "- SAM LoRA r=4: " in outcome.out.partition("Models:")[2]
+    missing = outcome.out.partition("Missing:")[2]
+    assert "weights of SAM LoRA r=8" in missing
+    assert "weights of SAM LoRA r=4" not in missing
+
+
 def test_slices_are_asked_by_boxes_where_a_model_has_no_classes(blobs: Path, sam: Path, tmp_path: Path) -> None:
     out = tmp_path / "r"
     outcome = call("reproduce", "flare22-slices", "--data", blobs, "--weights", f"SAM zero-shot={sam}", "--out", out)

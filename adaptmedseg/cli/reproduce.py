@@ -1,5 +1,6 @@
 """`adaptmedseg reproduce`: published figures beside those that data and weights at hand give."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -42,9 +43,9 @@ def reproduce_command(
     chosen = recipe(name)
     if out is not None:
         check_free(out)
-    request = Request(
-        [(group, Path(path)) for group, path in map(_named, data)], list(map(_named, weights)), base, seed
-    )
+    groups = [_named(text, list(chosen.data)) for text in data]
+    rows = [_named(text, chosen.ours) for text in weights]
+    request = Request([(group, Path(path)) for group, path in groups], rows, base, seed)
     with bar("scoring") as progress:
         receipt, records = reproduce(chosen, request, pick_device(device), progress)
     print(receipt.as_markdown(), end="")
@@ -67,9 +68,12 @@ def print_recipes() -> None:
         print(table, end="\n\n")
 
 
-def _named(text: str) -> tuple[str | None, str]:
-    """'ROW=FILE' or 'FILE'."""
-    name, sign, value = text.partition("=")
+def _named(text: str, known: Sequence[str]) -> tuple[str | None, str]:
+    """'ROW=FILE' or 'FILE'. Names that are `known` may hold '=' themselves, and so may a file that is there."""
+    whole = next((name for name in known if text.startswith(f"{name}=")), None)
+    if whole is None and Path(text).exists():
+        return None, text
+    name, sign, value = text.partition("=") if whole is None else (whole, "=", text.removeprefix(f"{whole}="))
     if not sign:
         return None, text
     if not name.strip() or not value:
