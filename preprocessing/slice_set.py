@@ -10,6 +10,7 @@ from adaptmedseg.preprocessing.picture_folder import MaskRule, PicturePair, find
 from adaptmedseg.preprocessing.split import patient_of, split_patients
 from adaptmedseg.preprocessing.volume_slices import SliceRule, case_slices
 
+from adaptmedseg.data.files import file_sha256
 from adaptmedseg.data.labelled import Absent
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
 from adaptmedseg.data.pictures.dataset import SliceDataset, read_slices, store, write_slices
@@ -93,6 +94,7 @@ def slice_pictures(
     structures = [structure] if rule.scheme is None else list(rule.scheme.structures)
     _refuse_twice(source, found.pairs)
     patients = {pair.id: patient_of(pair.id, patient_pattern) for pair in found.pairs}
+    found.notes += _join_same_files(found.pairs, patients)
     splits = split_patients(patients.values(), test_fraction=test_fraction, val_fraction=val_fraction, seed=seed)
 
     def fill(folder: Path) -> dict[str, Any]:
@@ -130,6 +132,20 @@ def _refuse_twice(source: Path, pairs: Sequence[PicturePair]) -> None:
                 "one, with its mask"
             )
         named[pair.id] = pair
+
+
+def _join_same_files(pairs: Sequence[PicturePair], patients: dict[str, str]) -> list[str]:
+    """Make one patient of those who share a file, so that none is both trained on and scored; a note where any do."""
+    first: dict[str, PicturePair] = {}
+    same = []
+    for pair in pairs:
+        earlier = first.setdefault(file_sha256(pair.image), pair)
+        if earlier is not pair:
+            same.append(f"{pair.image.name} as {earlier.image.name}")
+            joined, other = patients[earlier.id], patients[pair.id]
+            patients.update({name: joined for name, patient in patients.items() if patient == other})
+    named = ", ".join([*same[:3], *(["..."] if same[3:] else [])])
+    return [f"the same picture under two names counts as of one patient: {len(same)} ({named})"] if same else []
 
 
 def name_scheme(given: LabelNames, described: dict[str, str] | None) -> LabelScheme | None:

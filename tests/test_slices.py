@@ -163,8 +163,8 @@ def test_one_bad_picture_is_left_out_and_told(tmp_path: Path) -> None:
 
 
 def test_masks_beside_their_pictures(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):
-        Image.fromarray(picture(20, 20)).save(tmp_path / f"{name}.png")
+    for seed, name in enumerate(("a", "b", "c")):
+        Image.fromarray(picture(20, 20, seed)).save(tmp_path / f"{name}.png")
         Image.fromarray(np.full((20, 20), 255, np.uint8)).save(tmp_path / f"{name}.ah.png")
     outcome = call("slices", tmp_path, "--out", tmp_path / "s", "--mask-ending", ".ah", "--val-fraction", "0")
     assert outcome.code == 0, outcome.err
@@ -206,6 +206,22 @@ def test_names_that_pair_twice_are_refused(tmp_path: Path) -> None:
     Image.open(root / "images" / "photo_0.png").save(root / "images" / "photo_0.jpg")
     outcome = call("slices", root, "--out", tmp_path / "s")
     assert "photo_0.jpg and photo_0.png would both be called photo_0; rename one" in outcome.err
+
+
+def test_one_picture_under_two_names_is_never_on_both_sides(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "raw", 6)
+    for part, ending in (("images", ""), ("masks", "_mask")):
+        for number in range(6):
+            (root / part / f"copy_{number}{ending}.png").write_bytes(
+                (root / part / f"photo_{number}{ending}.png").read_bytes()
+            )
+    outcome = call("slices", root, "--out", tmp_path / "s", "--test-fraction", "0.5")
+    assert outcome.code == 0, outcome.err
+    assert "one patient: 6 (photo_0.png as copy_0.png, photo_1.png as copy_1.png, " in outcome.err
+    items = {item.id: item for item in SliceDataset.open(tmp_path / "s").items()}
+    for number in range(6):
+        copy, photo = items[f"copy_{number}"], items[f"photo_{number}"]
+        assert (copy.patient, copy.split) == (photo.patient, photo.split)
 
 
 def test_a_set_of_slices_is_no_folder_of_pictures(tmp_path: Path) -> None:
