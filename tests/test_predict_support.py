@@ -109,6 +109,7 @@ def test_a_volume_from_two_of_its_own_slices(model: Path, tmp_path: Path) -> Non
     np.testing.assert_allclose(found.affine, nib.load(scan).affine, atol=1e-5)
     labels = np.asarray(found.dataobj)
     assert dice(labels == 1, mask) > 0.75
+    assert "ball: 2 supports, expected Dice 0." in outcome.err
     np.testing.assert_array_equal(labels[..., 4] == 1, mask[..., 4])  # what was drawn stays as it was drawn
     note = json.loads((tmp_path / "out" / "scan.json").read_text(encoding="utf-8"))
     assert note["drawn_slices"] == [4, 7]
@@ -140,6 +141,11 @@ WRONG = {
     "dark": ("dark", [], "(options of 'adaptmedseg slices', whose sets --support takes)"),
     "size": ("size", [], "is 20×20 pixels and its picture 64×48"),
     "not shown": ("s", ["--structures", "disc", "--shots", "9"], "9 supports are asked for, and there are 3"),
+    "a point elsewhere": (
+        "s",
+        ["--structures", "disc", "--point", "nose:5,5"],
+        "'nose' is none of the structures looked for, disc; name one of these",
+    ),
     "volume option": ("s", ["--modality", "CT"], "--modality: is for volumes"),
 }
 
@@ -165,5 +171,8 @@ def test_drawn_slices_that_do_not_fit(model: Path, tmp_path: Path) -> None:
         outcome = predict(scan, tmp_path / "out", model, tmp_path / f"{name}.nii.gz")
         assert outcome.code == 2
         assert message in outcome.err
+    drawn = predict(scan, tmp_path / "out", model, tmp_path / "drawn.nii.gz", "--shots", "1")
+    assert drawn.code == 2
+    assert "--shots 1: draws from a folder of supports, and" in drawn.err
     alone = call("predict", scan, "--out", tmp_path / "out", "--model", model, "--shots", "3")
     assert "--shots: draws from a support set" in alone.err

@@ -63,11 +63,16 @@ class SupportCommand:
         self.shared = Shared(self.loaded, products, support.name, tell)
 
     def segmenter(self, supports: SupportSet, structures: list[str] | None) -> SupportSegmenter:
-        """Encode the supports and calibrate on them, with a bar."""
+        """Encode the supports and calibrate on them, with a bar, and tell what Dice is to be expected."""
         with bar("looking at the supports") as progress:
-            return SupportSegmenter(
+            made = SupportSegmenter(
                 self.model, supports, self.device, structures, bf16=not self.exact, progress=progress
             )
+        for name, task in made.tasks.items():
+            count = len(task.supports)
+            basis = "left-out supports, which half of the calibration has seen" if count > 1 else "changed copies of it"
+            tell(f"{name}: {wording.count(count, 'support')}, expected Dice {task.expected_dice:.2f} (of {basis})")
+        return made
 
     def from_folder(self) -> tuple[SupportSegmenter, Axis]:
         """A segmenter by the supports of a folder, and the axis across which they were cut where they are slices."""
@@ -77,12 +82,7 @@ class SupportCommand:
         missing = [name for name in self.names if name not in read.structures]
         if missing:
             supports.showing(missing[0])  # says what there is instead
-        segmenter = self.segmenter(supports, wanted)
-        for name, task in segmenter.tasks.items():
-            count = len(task.supports)
-            basis = "left-out supports, which half of the calibration has seen" if count > 1 else "changed copies of it"
-            tell(f"{name}: {wording.count(count, 'support')}, expected Dice {task.expected_dice:.2f} (of {basis})")
-        return segmenter, read.axis
+        return self.segmenter(supports, wanted), read.axis
 
 
 def predict_pictures_by_support(command: SupportCommand, path: Path, question: Question) -> None:
@@ -109,6 +109,11 @@ def predict_volumes_by_support(command: SupportCommand, found: Found) -> None:
     for case in found.cases:
         command.products.check(case, command.support)
     if volume_suffix(command.support) is not None:
+        if command.shots is not None:
+            raise UserError(
+                f"--shots {command.shots}: draws from a folder of supports, and {command.support} holds slices drawn "
+                "by hand, of which all count; leave it out"
+            )
         if len(found.cases) > 1:
             raise UserError(
                 f"--support {command.support}: holds slices of one image, and there are {len(found.cases)}; give that "

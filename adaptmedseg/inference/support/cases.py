@@ -16,6 +16,7 @@ from adaptmedseg.data.maps import write_probabilities
 from adaptmedseg.data.normalise import crop_slices
 from adaptmedseg.data.pictures.read import read_picture
 from adaptmedseg.data.volume import read_image, write_mask
+from adaptmedseg.errors import UserError
 from adaptmedseg.inference.case_note import FORMAT, FORMAT_VERSION, Outcome, image_hash, versions
 from adaptmedseg.inference.cases import Products, Tell
 from adaptmedseg.inference.naming import Case, structure_file_names
@@ -97,6 +98,12 @@ class SupportPictureRunner:
         self.shared.products.check(case)
         picture = read_picture(case.image)
         asked = [] if prompts is None else to_pixel_prompts(prompts, picture.shape, case.image.name)
+        for prompt in asked:
+            if prompt.structure not in self.segmenter.tasks:
+                raise UserError(
+                    f"{prompts.source if prompts else ''}: '{prompt.structure}' is none of the structures looked for, "
+                    f"{', '.join(self.segmenter.tasks)}; name one of these, or leave its points and box out"
+                )
         answers = self.segmenter.segment(picture.colours(), {prompt.structure: prompt for prompt in asked})
         written = Written()
         with workplace(case.mask_path(self.shared.products.out)) as place:
