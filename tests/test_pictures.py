@@ -169,6 +169,16 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda path: tifffile.imwrite(path, np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig=1),
         "has 5 channels, which are no colours; save those that are meant",
     ),
+    "complex": (
+        "a.tif",
+        lambda path: tifffile.imwrite(path, GREY.astype(np.complex64), photometric="minisblack"),
+        "holds numbers of the kind complex64",
+    ),
+    "beyond float32": (
+        "a.tif",
+        lambda path: tifffile.imwrite(path, GREY * 1e300, photometric="minisblack"),
+        "holds values beyond float32",
+    ),
     "two channels": (
         "a.tif",
         lambda path: tifffile.imwrite(path, np.dstack([GREY, GREY]), photometric="minisblack", planarconfig=1),

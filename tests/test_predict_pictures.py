@@ -156,6 +156,10 @@ WRONG = {
     "flat box": (["--box", "a:8,10,8,20"], "box is empty"),
     "volume model": (["--point", "a:1,1", "--model", "small"], "is one of volumes (the shipped base)"),
     "missing model": (["--point", "a:1,1", "--model", "no.safetensors"], "no such model file"),
+    "no folder of SAM 2": (
+        ["--point", "a:1,1", "--model", "sam2:nowhere"],
+        "sam2:nowhere: is no folder; give one with",
+    ),
     "half a box": (["--box", "a:1,2,3"], "has 3 numbers; write NAME:x0,y0,z0,x1,y1,z1 (in pictures NAME:x0,y0,x1,y1)"),
     "missing SAM 2": (["--point", "a:1,1", "--model", "sam2:."], "sam2:.: cannot be loaded"),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -73,6 +75,9 @@ def load_sam2(source: str) -> Sam2Baseline:
         from transformers.utils import logging
     except ImportError:
         raise UserError(MISSING) from None
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", source):
+        # The hub's names are OWNER/NAME: a misspelt folder is not looked for there.
+        raise UserError(f"sam2:{source}: is no folder; give one with config.json and model.safetensors")
     logging.disable_progress_bar()
     try:
         model = Sam2Model.from_pretrained(source, use_safetensors=True)

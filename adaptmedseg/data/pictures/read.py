@@ -211,7 +211,11 @@ def _from_array(path: Path, pixels: np.ndarray) -> Picture:
         raise UserError(f"{path}: has an array of {'×'.join(map(str, pixels.shape))}; give a grey or RGB picture")
     if 0 in pixels.shape:
         raise UserError(f"{path}: has no pixels; get it again")
+    if pixels.dtype.kind not in "uif":
+        raise UserError(f"{path}: holds numbers of the kind {pixels.dtype}; save it with whole numbers or float32")
     if pixels.dtype.kind == "f":
+        if pixels.dtype.itemsize > 4 and np.abs(pixels[np.isfinite(pixels)]).max(initial=0) > np.finfo(np.float32).max:
+            raise UserError(f"{path}: holds values beyond float32 ({np.finfo(np.float32).max:.1g}); scale it first")
         pixels = pixels.astype(np.float32)
     elif pixels.dtype.kind == "i" and pixels.min() >= 0 and pixels.max() < 1 << 16:
         pixels = pixels.astype(np.uint16)  # Pillow holds 16 bits of some formats in 32
