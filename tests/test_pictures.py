@@ -169,6 +169,11 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
         lambda path: tifffile.imwrite(path, np.zeros((9, 9, 5), np.uint8), photometric="minisblack", planarconfig=1),
         "has 5 channels, which are no colours; save those that are meant",
     ),
+    "negative floats": (
+        "a.tif",
+        lambda path: tifffile.imwrite(path, GREY.astype(np.float32), photometric="miniswhite"),
+        "has white as zero in more than 8 bits",
+    ),
     "complex": (
         "a.tif",
         lambda path: tifffile.imwrite(path, GREY.astype(np.complex64), photometric="minisblack"),
@@ -215,6 +220,19 @@ def test_soft_edges_are_cut_at_half_and_told(tmp_path: Path) -> None:
     assert lower.masks["x"].tolist() == [[False, True, True, True, True, True]]
     Image.fromarray(mask.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     np.testing.assert_array_equal(read_binary_mask(tmp_path / "deep.png", (1, 6), "x").masks["x"], read.masks["x"])
+
+
+@pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
+def test_eight_bits_in_a_deeper_mask_are_eight(tmp_path: Path, kind: type[np.generic]) -> None:
+    tifffile.imwrite(tmp_path / "m.tif", np.array([[0, 255, 255, 0]]).astype(kind), photometric="minisblack")
+    assert read_binary_mask(tmp_path / "m.tif", (1, 4), "x").masks["x"].tolist() == [[False, True, True, False]]
+
+
+@pytest.mark.parametrize(("kind", "top"), [(np.uint8, 255), (np.uint16, 65535)])
+def test_white_as_zero_is_turned_round_in_every_depth(tmp_path: Path, kind: type[np.generic], top: int) -> None:
+    stored = GREY.astype(kind)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric="miniswhite")
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").pixels, top - stored)
 
 
 def test_a_mask_darker_than_the_threshold_is_not_called_empty(tmp_path: Path) -> None:

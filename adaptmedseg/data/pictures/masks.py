@@ -37,7 +37,8 @@ def read_binary_mask(path: Path, shape: tuple[int, int], structure: str, thresho
     kinds = np.unique(values)
     if indexed or (len(kinds) <= 2 and kinds[-1] <= 1):
         return PictureMask(path, {structure: values > 0}, [])
-    top = float(np.iinfo(values.dtype).max)
+    # 8 bits stored in a deeper file, such as a float TIFF of 0 and 255, are still 8.
+    top = 255.0 if values.max() <= 255 else float(np.iinfo(values.dtype).max)
     cut = int(np.ceil(threshold * top))
     if 0 < values.max() < cut:
         raise UserError(

@@ -11,16 +11,14 @@ from struct import error as struct_error
 
 import numpy as np
 import SimpleITK
-import tifffile
 from PIL import Image, UnidentifiedImageError
 
+from adaptmedseg.data.pictures.tiff import LARGEST, tiff_pixels, too_large
 from adaptmedseg.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".webp", ".gif")
-LARGEST = 1 << 28  # pixels: 16,384 × 16,384
 PERCENTILES = (0.5, 99.5)  # of a picture with more than 8 bits, as MedSAM has them
 _ORIENTATION = 0x0112  # EXIF
-_ALPHA = {tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA}
 _PNG, _TIFF = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # What damaged files make Pillow and tifffile raise; which one depends on where the damage lies.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct_error, zlib.error, RuntimeError)
@@ -86,11 +84,12 @@ def read_picture(path: Path) -> Picture:
     """
     content = _bytes(path)
     try:
-        picture = _read_tiff(path, content) if content.startswith(_TIFF) else _read(path, content)
+        pixels = tiff_pixels(path, content) if content.startswith(_TIFF) else None
+        picture = _read(path, content) if pixels is None else _from_array(path, pixels)
     except UnidentifiedImageError:
         raise UserError(f"{path}: is no picture; give one of {', '.join(SUFFIXES)}") from None
     except Image.DecompressionBombError:
-        raise _too_large(path) from None
+        raise too_large(path) from None
     except _DAMAGE as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: is truncated or damaged ({reason}); get it again") from None
@@ -115,12 +114,8 @@ def _bytes(path: Path) -> bytes:
     if not content:
         raise UserError(f"{path}: is an empty file; get it again")
     if len(content) > 8 * LARGEST:
-        raise _too_large(path)
+        raise too_large(path)
     return content
-
-
-def _too_large(path: Path) -> UserError:
-    return UserError(f"{path}: has more than {LARGEST:,} pixels; cut it into parts first")
 
 
 def _read(path: Path, content: bytes) -> Picture:
@@ -129,7 +124,7 @@ def _read(path: Path, content: bytes) -> Picture:
         if frames > 1:
             raise UserError(f"{path}: holds {frames} frames; save the one that is meant as a picture of its own")
         if image.width * image.height > LARGEST:
-            raise _too_large(path)
+            raise too_large(path)
         if image.getexif().get(_ORIENTATION, 1) != 1:
             raise UserError(f"{path}: is to be turned when it is shown (EXIF); save it turned, as its mask is")
         if _sixteen_bit_colours(content):
@@ -163,30 +158,6 @@ def _read_deep_png(path: Path, kind: str | None) -> np.ndarray:
     if kind != "PNG" or path.suffix.lower() == ".gz":
         raise UserError(f"{path}: has colours of 16 bits, which are read from PNG and TIFF alone; save it as PNG")
     return SimpleITK.GetArrayFromImage(SimpleITK.ReadImage(str(path), imageIO="PNGImageIO"))
-
-
-def _read_tiff(path: Path, content: bytes) -> Picture:
-    """A TIFF of one page; tifffile knows the depths that Pillow does not, Pillow the compressions."""
-    with tifffile.TiffFile(io.BytesIO(content)) as file:
-        if len(file.pages) > 1:
-            raise UserError(
-                f"{path}: holds {len(file.pages)} pages; save the one that is meant as a picture of its own"
-            )
-        page = file.pages.first
-        if page.size > 4 * LARGEST:
-            raise _too_large(path)
-        plain = page.photometric in (tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB)
-        if plain and page.compression in (tifffile.COMPRESSION.NONE, tifffile.COMPRESSION.ADOBE_DEFLATE):
-            pixels = page.asarray()
-            if page.photometric == tifffile.PHOTOMETRIC.MINISBLACK and set(page.extrasamples) - _ALPHA:
-                raise UserError(
-                    f"{path}: has {page.samplesperpixel} channels, which are no colours; save those that are meant as "
-                    "a grey or RGB picture"
-                )
-            if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and pixels.ndim == 3:
-                pixels = np.moveaxis(pixels, 0, -1)
-            return _from_array(path, pixels)
-    return _read(path, content)
 
 
 def _from_array(path: Path, pixels: np.ndarray) -> Picture:
