@@ -13,7 +13,7 @@ from adaptmedseg.preprocessing.volume_slices import SliceRule, case_slices
 from adaptmedseg.data.files import file_sha256
 from adaptmedseg.data.labelled import Absent
 from adaptmedseg.data.labels import LabelNames, LabelScheme, label_scheme
-from adaptmedseg.data.pictures.dataset import SliceDataset, read_slices, store, write_slices
+from adaptmedseg.data.pictures.dataset import MAX_STRUCTURES, SliceDataset, read_slices, store, write_slices
 from adaptmedseg.data.prepared import PreparedDataset
 from adaptmedseg.data.registry import Registry, default_registry
 from adaptmedseg.errors import UserError
@@ -92,6 +92,11 @@ def slice_pictures(
     found = find_pictures(source, mask_ending)
     rule = MaskRule(name_scheme(labels or {}, found.labels), structure, threshold, absent)
     structures = [structure] if rule.scheme is None else list(rule.scheme.structures)
+    if len(structures) > MAX_STRUCTURES:
+        raise UserError(
+            f"{source}: {len(structures)} structures are more than a set of slices can hold ({MAX_STRUCTURES}); name "
+            "fewer values, and drop the others with --label VALUE=background"
+        )
     _refuse_twice(source, found.pairs)
     patients = {pair.id: patient_of(pair.id, patient_pattern) for pair in found.pairs}
     found.notes += _join_same_files(found.pairs, patients)

@@ -141,6 +141,7 @@ WRONG = {
     "dark": ("dark", [], "(options of 'adaptmedseg slices', whose sets --support takes)"),
     "size": ("size", [], "is 20×20 pixels and its picture 64×48"),
     "not shown": ("s", ["--structures", "disc", "--shots", "9"], "9 supports are asked for, and there are 3"),
+    "mask and prompts": ("both", ["--structures", "disc"], "p0 has a mask and a file of prompts; keep one of them"),
     "a point elsewhere": (
         "s",
         ["--structures", "disc", "--point", "nose:5,5"],
@@ -155,6 +156,9 @@ def test_bad_supports_are_told_in_a_sentence(model: Path, tmp_path: Path, case: 
     name, more, message = WRONG[case]
     write_pictures(tmp_path / "s", range(3))
     query = write_pictures(tmp_path / "q", range(60, 61), masks=False)
+    write_pictures(tmp_path / "both", range(2))
+    prompts = {"version": 1, "space": "voxel", "prompts": [{"structure": "disc", "points": [{"position": [9, 9]}]}]}
+    (tmp_path / "both" / "p0.json").write_text(json.dumps(prompts), encoding="utf-8")
     blank = np.zeros((48, 64), np.uint8)
     for folder, mask in (("empty", blank), ("size", np.full((20, 20), 255, np.uint8)), ("dark", blank + 90)):
         write_pictures(tmp_path / folder, range(1), masks=False)

@@ -208,6 +208,24 @@ def test_names_that_pair_twice_are_refused(tmp_path: Path) -> None:
     assert "photo_0.jpg and photo_0.png would both be called photo_0; rename one" in outcome.err
 
 
+def test_too_many_labels_are_told_before_anything_is_read(tmp_path: Path) -> None:
+    labels = [word for value in range(1, 18) for word in ("--label", f"{value}=part {value}")]
+    outcome = call("slices", picture_folder(tmp_path / "raw"), "--out", tmp_path / "s", *labels)
+    assert outcome.code == 2
+    assert "17 structures are more than a set of slices can hold (16); name fewer values" in outcome.err
+
+
+def test_an_image_of_another_size_than_its_mask_is_not_used(tmp_path: Path) -> None:
+    assert call("slices", picture_folder(tmp_path / "raw"), "--out", tmp_path / "s").code == 0
+    item = SliceDataset.open(tmp_path / "s").items()[0]
+    Image.open(tmp_path / "s" / "images" / f"{item.id}.png").resize((9, 7)).save(
+        tmp_path / "s" / "images" / f"{item.id}.png"
+    )
+    with pytest.raises(UserError, match="is 9×7 pixels, and was 50×40 when the set was made; copy the folder again"):
+        item.image()
+    assert item.bits().shape == (40, 50)
+
+
 def test_one_picture_under_two_names_is_never_on_both_sides(tmp_path: Path) -> None:
     root = picture_folder(tmp_path / "raw", 6)
     for part, ending in (("images", ""), ("masks", "_mask")):

@@ -47,8 +47,12 @@ def read_supports(
     if (path / MANIFEST).is_file():
         return _of_slices(SliceDataset.open(path), path)
     prompted = _prompted(path)
-    supports = [*_drawn_by_model(prompted, loaded, device, bf16=bf16), *_masked(path, names, required=not prompted)]
-    found = SupportSet(supports, str(path))
+    drawn = _drawn_by_model(prompted, loaded, device, bf16=bf16)
+    masked = _masked(path, names, required=not prompted)
+    twice = {support.name for support in drawn} & {support.name for support in masked}
+    if twice:
+        raise UserError(f"{path}: {min(twice)} has a mask and a file of prompts; keep one of them")
+    found = SupportSet([*drawn, *masked], str(path))
     return ReadSupports(found, found.structures)
 
 

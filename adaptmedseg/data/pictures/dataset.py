@@ -19,7 +19,7 @@ import numpy as np
 
 from adaptmedseg.data.files import file_sha256, write_atomic
 from adaptmedseg.data.labels import bit_dtype
-from adaptmedseg.data.pictures.read import read_picture
+from adaptmedseg.data.pictures.read import Picture, read_picture
 from adaptmedseg.data.pictures.write import write_png
 from adaptmedseg.data.prepared import Split
 from adaptmedseg.data.prepared.manifest import MANIFEST, stated_format
@@ -74,13 +74,27 @@ class SliceItem:
         """The hash of the file that the image was made from: what tells whether a model has seen it."""
         return str(self.source["image"]["sha256"])
 
+    def picture(self) -> Picture:
+        """The image as it is stored. UserError where it cannot be read or has another size than the manifest says."""
+        return self._read("images")
+
     def image(self) -> np.ndarray:
-        """Colours (h, w, 3), uint8."""
-        return read_picture(self.folder / "images" / f"{self.id}.png").colours()
+        """Colours (h, w, 3), uint8; UserError as `picture`."""
+        return self.picture().colours()
 
     def bits(self) -> np.ndarray:
-        """Bit masks (h, w); bit i is `structures[i]`."""
-        return read_picture(self.folder / "masks" / f"{self.id}.png").pixels
+        """Bit masks (h, w); bit i is `structures[i]`. UserError as `picture`."""
+        return self._read("masks").pixels
+
+    def _read(self, part: str) -> Picture:
+        found = read_picture(self.folder / part / f"{self.id}.png")
+        if found.shape != self.shape:
+            (h, w), (height, width) = found.shape, self.shape
+            raise UserError(
+                f"{found.path}: is {w}×{h} pixels, and was {width}×{height} when the set was made; copy the folder "
+                "again, or make it again"
+            )
+        return found
 
     def mask(self, structure: str) -> np.ndarray:
         """The mask of one annotated structure, bool (h, w). ValueError where it is unknown rather than empty."""

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from adaptmedseg.data.pictures.dataset import SliceDataset, SliceItem
-from adaptmedseg.data.pictures.read import read_picture
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record
 from adaptmedseg.evaluation.slices.scores import Answer, item_records
@@ -89,7 +88,7 @@ def score_prompts(
     for done, item in enumerate(queries.items, 1):
         shown = item.annotated if way == "class" else item.present()
         asked = [prompt_of(item.mask(name), name, way, item.id) for name in names if name in shown]
-        predictor.set_image(read_picture(item.folder / "images" / f"{item.id}.png"))
+        predictor.set_image(item.picture())
         answers = predictor.predict(asked) if asked else []
         found = [Answer(method.name, ORIGINS[way], answer.structure, answer.mask) for answer in answers]
         records += item_records(queries.dataset.name, item, found, background=way == "class")
