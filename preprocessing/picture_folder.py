@@ -86,12 +86,15 @@ def _listed(root: Path, listed: Path) -> PictureFolder:
         entries = [(root / entry["image"], root / entry["label"]) for entry in table["training"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{listed}: names no pairs under 'training' ({error}); mend it or remove it") from None
+    labels = table.get("labels")
+    if labels is not None and not isinstance(labels, dict):
+        raise UserError(f'{listed}: names no labels under \'labels\'; write {{"1": "NAME"}}, or remove the key')
     here = [(image, mask) for image, mask in entries if image.is_file()]
     whole = [(image, mask) for image, mask in here if mask.is_file()]
     notes = _passed_over("listed pictures that are not here", [image for image, _ in entries if not image.is_file()])
     notes += _passed_over("pictures without a mask", [image for image, mask in here if not mask.is_file()])
     pairs = [PicturePair(_safe(picture_stem(image)), image, mask) for image, mask in whole]
-    return PictureFolder(pairs, notes, table.get("labels"))
+    return PictureFolder(pairs, notes, labels)
 
 
 def _paired(root: Path, ending: str | None) -> PictureFolder:

@@ -136,7 +136,8 @@ def split_patients(
     test, val = (max(1, round(len(ordered) * f)) if f else 0 for f in (test_fraction, val_fraction))
     if test + val >= len(ordered):
         raise UserError(
-            f"{len(ordered)} patients are too few for {test} test and {val} validation patients; set a fraction to 0."
+            f"The patients are too few ({len(ordered)}) for {test} to test and {val} to validate; set a fraction to 0 "
+            "(--test-fraction, --val-fraction)."
         )
     split: dict[str, Split] = {}
     for rank, patient in enumerate(ordered):

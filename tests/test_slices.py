@@ -208,6 +208,16 @@ def test_names_that_pair_twice_are_refused(tmp_path: Path) -> None:
     assert "photo_0.jpg and photo_0.png would both be called photo_0; rename one" in outcome.err
 
 
+def test_labels_that_name_nothing_are_told(tmp_path: Path) -> None:
+    root = picture_folder(tmp_path / "raw", 1)
+    pair = {"image": "images/photo_0.png", "label": "masks/photo_0_mask.png"}
+    document = {"training": [pair], "labels": ["background", "disc"]}
+    (root / "dataset.json").write_text(json.dumps(document), encoding="utf-8")
+    outcome = call("slices", root, "--out", tmp_path / "s")
+    assert outcome.code == 2
+    assert 'dataset.json: names no labels under \'labels\'; write {"1": "NAME"}' in outcome.err
+
+
 def test_too_many_labels_are_told_before_anything_is_read(tmp_path: Path) -> None:
     labels = [word for value in range(1, 18) for word in ("--label", f"{value}=part {value}")]
     outcome = call("slices", picture_folder(tmp_path / "raw"), "--out", tmp_path / "s", *labels)

@@ -62,7 +62,7 @@ def _check_free(out: Path, manifest: str, check: Callable[[Path], object], overw
         raise UserError(f"{out} holds other files; choose a new or empty folder for the prepared data.")
     check(out)
     if not overwrite:
-        raise UserError(f"{out} already holds a prepared data set; choose another folder or pass --overwrite.")
+        raise UserError(f"{out} already holds a data set; choose another folder or pass --overwrite.")
 
 
 def _clear_leftover(partial: Path) -> None:
