@@ -185,9 +185,11 @@ def test_a_wrong_adapter_file_is_told_in_a_sentence(
 
 
 def test_a_base_is_no_adapter_and_an_adapter_no_base(base_file: Path, adapter_file: Path) -> None:
-    with pytest.raises(UserError, match=f"holds {BASE_FORMAT}, expected {ADAPTER_FORMAT}"):
+    with pytest.raises(
+        UserError, match=rf"holds {BASE_FORMAT} \(a base of volumes\), expected {ADAPTER_FORMAT} \(an adapter"
+    ):
         read_card(base_file)
-    with pytest.raises(UserError, match=f"holds {ADAPTER_FORMAT}, expected {BASE_FORMAT}"):
+    with pytest.raises(UserError, match=rf"holds {ADAPTER_FORMAT} \(an adapter of .*\), expected {BASE_FORMAT} "):
         load_base(str(adapter_file))
 
 
