@@ -237,6 +237,20 @@ def test_prompts_of_two_models_are_compared(blobs: Path, model: Path, tmp_path: 
     assert "holds another evaluation" in again.err
 
 
+def test_each_set_is_asked_for_the_named_structures_that_it_has(blobs: Path, model: Path, tmp_path: Path) -> None:
+    labels = ["--label", "1=disc", "--label", "2=ring", "--val-fraction", "0", "--test-fraction", "0.4"]
+    made = call("slices", blob_folder(tmp_path / "raw", 4), "--out", tmp_path / "rings", "--name", "rings", *labels)
+    assert made.code == 0, made.err
+    options = ["--model", f"a={model}", "--data", blobs, "--data", tmp_path / "rings", "--device", "cpu"]
+    outcome = call("evaluate-slices", *options, "--structures", "square,ring", "--out", tmp_path / "o")
+    assert outcome.code == 0, outcome.err
+    asked = {(r.dataset, r.structure) for r in read_results(tmp_path / "o" / "results.jsonl")}
+    assert asked == {(SliceDataset.open(blobs).name, "square"), ("rings", "ring")}
+    none = call("evaluate-slices", *options, "--structures", "square", "--out", tmp_path / "none")
+    assert none.code == 2
+    assert "rings has none of square; it has disc, ring" in none.err
+
+
 @pytest.fixture(scope="module")
 def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(1)

@@ -76,7 +76,12 @@ def evaluate_slices(
     earlier = earlier_scores(out, split, append=append)
     methods = [SliceMethod(name, load_picture_model(value)) for name, value in given.items()]
     chosen, names = pick_device(device), split_names(structures)
-    queries = [_queries(SliceDataset.open(path), path, split, names, limit, seed) for path in data]
+    datasets = [SliceDataset.open(path) for path in data]
+    asked = _asked_of(datasets, data, names)
+    queries = [
+        _queries(dataset, path, split, wanted, limit, seed)
+        for dataset, path, wanted in zip(datasets, data, asked, strict=True)
+    ]
     _check(methods, queries)
     sets = {query.dataset.name: query.dataset.content_sha256() for query in queries}
     check_same_sets(out, earlier.sets, sets)
@@ -123,16 +128,30 @@ def _check(methods: Sequence[SliceMethod], queries: Sequence[Queries]) -> None:
             refuse_seen(method, query)
 
 
-def _queries(
-    dataset: SliceDataset, path: Path, split: str, names: Sequence[str] | None, limit: int | None, seed: int
-) -> Queries:
-    """UserError for an unknown split or structure, and where there is no image."""
+def _asked_of(datasets: Sequence[SliceDataset], paths: Sequence[Path], names: Sequence[str] | None) -> list[list[str]]:
+    """The structures that each set is asked for: of the names those that it has, or all of its own. UserError for a
+    name that no set has, and for a set that has none of them."""
+    known = [name for dataset in datasets for name in dataset.structures]
+    for name in names or ():
+        if name not in known:
+            held = ", ".join(dict.fromkeys(known))
+            raise UserError(f"--structures: '{name}' is not in {', '.join(map(str, paths))}; there are {held}")
+    asked = []
+    for dataset, path in zip(datasets, paths, strict=True):
+        own = [name for name in names or dataset.structures if name in dataset.structures]
+        if not own:
+            raise UserError(
+                f"--structures: {path} has none of {', '.join(names or ())}; it has {', '.join(dataset.structures)}: "
+                "leave it out, or name some of them"
+            )
+        asked.append(own)
+    return asked
+
+
+def _queries(dataset: SliceDataset, path: Path, split: str, wanted: list[str], limit: int | None, seed: int) -> Queries:
+    """UserError for an unknown split, and where there is no image."""
     if split not in get_args(Split):
         raise UserError(f"--split {split}: choose one of {', '.join(get_args(Split))}")
-    unknown = [name for name in names or () if name not in dataset.structures]
-    if unknown:
-        raise UserError(f"--structures: '{unknown[0]}' is not in {path}; there are {', '.join(dataset.structures)}")
-    wanted = list(names or dataset.structures)
     items = [item for item in dataset.items() if item.split == split and set(wanted) & set(item.annotated)]
     if not items:
         raise UserError(f"{path}: has no {split} image of {', '.join(wanted)}; make the set with --test-fraction")
