@@ -99,6 +99,8 @@ def test_a_name_with_a_seed_means_the_same_weights_everywhere() -> None:
     assert seeded("runs/base", 5) == "runs/base"
     with pytest.raises(UserError, match="neither a known name"):
         load_base("fresh:huge@1")
+    with pytest.raises(UserError, match="its seed is too large"):
+        load_base(f"fresh:small@{2**64}")
 
 
 def test_the_wrong_base_is_refused(adapter_file: Path, tiny_base: SegVol) -> None:

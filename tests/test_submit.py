@@ -146,6 +146,7 @@ def test_names_with_blanks_and_quotes_survive(chain: Path, tmp_path: Path) -> No
         (("--sbatch", "qos=long"), "--sbatch 'qos=long'"),
         (("--sbatch", "--qos=a\n#SBATCH --exclusive"), "--sbatch"),
         (("--partition", "a\n#SBATCH --exclusive"), "--partition"),
+        (("--base", "fresh:smal"), "base 'fresh:smal': there is no such file"),
         (("--then", "report"), "--then report: give evaluate"),
         (("--folds", "all"), "has no folds, so no fold 0"),
         (("--folds", "0,0"), "--folds 0,0: give 'all' or different numbers"),

@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import TypeVar
 
+from adaptmedseg.errors import UserError
+
 Config = TypeVar("Config")
+SEEDS = 2**63  # torch's generators take no larger one
 _NAME = re.compile(r"(fresh:[\w-]+)(?:@(\d+))?")
 
 
@@ -22,8 +25,14 @@ def seeded(name: str, seed: int) -> str:
 
 
 def fresh_config(name: str, known: Mapping[str, Config], seed: int) -> tuple[Config, str, int] | None:
-    """Configuration, name without seed, and seed of random weights; None where the name is not a known one."""
+    """Configuration, name without seed, and seed of random weights; None where the name is not a known one.
+
+    UserError for a seed that nothing can be drawn with.
+    """
     found = _NAME.fullmatch(name)
     if found is None or found[1] not in known:
         return None
-    return known[found[1]], found[1], seed if found[2] is None else int(found[2])
+    drawn_by = seed if found[2] is None else int(found[2])
+    if drawn_by >= SEEDS:
+        raise UserError(f"'{name}': its seed is too large; give one below {SEEDS}")
+    return known[found[1]], found[1], drawn_by

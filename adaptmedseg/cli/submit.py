@@ -7,9 +7,9 @@ from typing import Annotated, cast
 import typer
 import yaml
 
-from adaptmedseg.checkpoints.fresh import is_fresh
+from adaptmedseg.checkpoints.fresh import fresh_config, is_fresh
 from adaptmedseg.checkpoints.known import KNOWN
-from adaptmedseg.checkpoints.store import model_path
+from adaptmedseg.checkpoints.store import FRESH, model_path
 from adaptmedseg.cli.common import console, split_names
 from adaptmedseg.cli.train import read_settings
 from adaptmedseg.data.files import write_atomic
@@ -145,7 +145,7 @@ def _check(settings: list[TrainConfig], folds: list[int], out: Path, array: bool
         asked: Sequence[int | None] = folds or [config.data.fold]
         for fold in asked:
             training_cases(config.model_copy(update={"data": config.data.model_copy(update={"fold": fold})}))
-        if config.base is not None and config.model == "segvol" and not is_fresh(config.base):
+        if config.base is not None and config.model == "segvol" and not fresh_config(config.base, FRESH, 0):
             path = model_path(config.base)
             if not path.exists():
                 absent = (
