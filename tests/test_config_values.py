@@ -75,6 +75,7 @@ def test_what_is_wrong_is_said_in_the_words_of_the_file(tmp_path: Path, text: st
     [
         ("batch_size 3: 2 processes cannot share it; make it a multiple of 2", ", line 4"),
         ("base 'nothere': neither a known name nor a file", ": base=nothere (given beside the file)"),
+        ("model 'nothere': neither a known name nor a file", ": base=nothere (given beside the file)"),
         ("data.embeddings: data.zoom_in shows another window; set it to 0", ", line 2"),
         ("adapter.layers.0.targets: 'x' matches no layer; the nearest are y", ", line 6"),
         ("set: data.patients is 9, and there are 6 patients; lower it", ", line 2"),

@@ -53,6 +53,8 @@ def _blamed(message: str, kind: type[BaseModel]) -> tuple[int | str, ...]:
     """The setting that a sentence is about, such as 'batch_size 3: ...' or 'set: data.patients is 9, ...'."""
     found = re.match(r"(?:\S+: )?([a-z_]+(?:\.[a-z_0-9]+)+)\b", message) or re.match(r"([a-z_]+) ?[^:;,.]*: ", message)
     keys = found[1].split(".") if found else []
+    if keys == ["model"]:  # "model 'NAME': ..." tells of weights that cannot be loaded, which `base` names
+        keys = ["base"]
     if not keys or keys[0] not in kind.model_fields:
         return ()
     return tuple(int(key) if key.isdecimal() else key for key in keys)
