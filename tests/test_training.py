@@ -426,6 +426,27 @@ def test_who_looks_on_is_told_that_a_training_ended_early(tiny_base: SegVol, sto
     assert [name for name, _ in told] == ["interrupted"]
 
 
+def test_a_training_that_fails_at_its_end_is_told_too(tiny_base: SegVol, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    class Watch(Observer):
+        def ended(self, step: int) -> None:
+            told.append("ended")
+
+        def interrupted(self, step: int) -> None:
+            told.append("interrupted")
+
+    def fails() -> None:
+        raise RuntimeError("no memory left")
+
+    source = BatchStream([view()], 1, 1, PromptConfig(), STILL, 0)
+    trainer = Trainer(tiny_base, source, settings(1, adapter=None), torch.device("cpu"))
+    monkeypatch.setattr(trainer.engine, "finish", fails)
+    with pytest.raises(RuntimeError, match="no memory left"):
+        trainer.run(observers=[Watch()])
+    assert told == ["interrupted"]
+
+
 # Configuration --------------------------------------------------------------------------
 
 

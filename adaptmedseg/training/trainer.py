@@ -95,13 +95,13 @@ class Trainer:
             observer.started(self.position.step)
         try:
             self._train(validate, told, keeper, stop)
+            if keeper is not None and self.config.checkpoint.extendable:
+                self._save(keeper, told)
+            self.model = self.engine.finish()
         except BaseException:
             for observer in told:
                 observer.interrupted(self.position.step)
             raise
-        if keeper is not None and self.config.checkpoint.extendable:
-            self._save(keeper, told)
-        self.model = self.engine.finish()
         for observer in told:
             observer.ended(self.position.step)
         return self._result()
