@@ -299,6 +299,12 @@ def test_supports_of_two_draws_are_not_mixed(blobs: Path, model: Path, tmp_path:
     other = call("evaluate-slices", *options, "--seed", "1", "--append", "--device", "cpu")
     assert other.code == 2
     assert "are of supports drawn with --seed 0, not 1" in other.err
+    more = call("evaluate-slices", *options, "--limit", "2", "--append", "--device", "cpu")
+    assert more.code == 0, more.err  # scores of the same image are replaced
+    fewer = call("evaluate-slices", *options, "--limit", "1", "--append", "--device", "cpu")
+    assert fewer.code == 2
+    assert "in 2 images of raw, not all of them among the 1 asked for, whose supports are others" in fewer.err
+    assert fewer.err.count("\n") == 1
     other = call("evaluate-slices", *options, "--split", "val", "--append")
     assert "holds scores of the split 'test', not 'val'" in other.err
 

@@ -23,6 +23,7 @@ from adaptmedseg.evaluation.slices.by_support import SupportStudy, score_support
 from adaptmedseg.evaluation.slices.folder import (
     ScoredModel,
     Scores,
+    check_draws,
     check_same,
     check_same_sets,
     earlier_scores,
@@ -89,6 +90,8 @@ def evaluate_slices(
         study = _study(shots, draws or 1, seed, unet=unet)
         models = {name: ScoredModel(given[methods[0].name], methods[0].loaded.hashes, seed) for name in study.names}
         check_same(out, earlier.models, models)
+        for query in queries:
+            check_draws(out, earlier.records, query, study.shots)
         records = _by_support(methods, queries, study, chosen)
         reference = SUPPORT_SET
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,11 +12,13 @@ from typing import Any, TypeVar
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record, read_results, results_csv, write_results
+from adaptmedseg.evaluation.slices.asking import Queries
 from adaptmedseg.evaluation.slices.curves import support_curve_svg
 from adaptmedseg.evaluation.slices.diversity import diversity_points, diversity_svg, diversity_table
 from adaptmedseg.evaluation.slices.points import support_points
 from adaptmedseg.evaluation.slices.tables import slice_report
 from adaptmedseg.evaluation.study import RESULTS
+from adaptmedseg.inference.prompt_origin import supports
 
 TABLES, MODELS, SETS, DIVERSITY = "tables.md", "models.json", "sets.json", "task_diversity.svg"
 T = TypeVar("T")
@@ -99,6 +102,24 @@ def check_same_sets(out: Path, before: Mapping[str, str], now: Mapping[str, str]
             raise UserError(
                 f"{out}: its scores of the set '{name}' are of other images, masks or splits than this set of the name "
                 "has; choose a new --out"
+            )
+
+
+def check_draws(out: Path, before: Sequence[Record], queries: Queries, shots: Sequence[int]) -> None:
+    """UserError where some of a structure's scores before would stay beside new ones with as many supports: supports
+    are drawn apart from the patients that are scored, so that those of fewer images are others."""
+    origins = {supports(count) for count in shots}
+    old: dict[str, set[str]] = defaultdict(set)
+    for record in before:
+        if record.dataset == queries.dataset.name and record.prompt_origin in origins:
+            old[record.structure].add(record.case)
+    for structure in queries.structures:
+        new = {item.id for item in queries.items if structure in item.present()}
+        if new and old[structure] - new:
+            raise UserError(
+                f"{out}: has scores of '{structure}' in {len(old[structure])} images of {queries.dataset.name}, not "
+                f"all of them among the {len(new)} asked for, whose supports are others; raise --limit or choose a new "
+                "--out"
             )
 
 
