@@ -354,7 +354,7 @@ def test_wrong_options_are_told_in_a_sentence(blobs: Path, model: Path, tmp_path
 
 
 def test_classes_are_scored_with_background_and_images_of_the_training_refused(
-    blobs: Path, model: Path, tmp_path: Path
+    blobs: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = call("train", "2d/samed", "--data", blobs, "--base", model, "--out", tmp_path / "run", "--device", "cpu",
                    "budget.minutes=null", "budget.steps=1", "precision=fp32")  # fmt: skip
@@ -368,6 +368,13 @@ def test_classes_are_scored_with_background_and_images_of_the_training_refused(
     part = call("evaluate-slices", *options, "--structures", "disc", "--out", tmp_path / "part")
     assert part.code == 0, part.err
     assert {r.structure for r in read_results(tmp_path / "part" / "results.jsonl")} == {"disc"}
+    with monkeypatch.context() as patch:
+        patch.setattr("adaptmedseg.cli.evaluate_slices.score_prompts", lambda *_: pytest.fail("scored before refused"))
+        lacking = call(
+            "evaluate-slices", *options, "--model", f"sam={model}", "--ask", "class", "--out", tmp_path / "q"
+        )
+    assert lacking.code == 2, lacking.err
+    assert "model 'sam': knows no class of raw (classes: none)" in lacking.err
     seen = call("evaluate-slices", *options, "--split", "train", "--out", tmp_path / "p")
     assert seen.code == 2
     assert "was trained on this image" in seen.err

@@ -18,7 +18,15 @@ from adaptmedseg.data.prepared import Split
 from adaptmedseg.device import pick_device
 from adaptmedseg.errors import UserError
 from adaptmedseg.evaluation.records import Record
-from adaptmedseg.evaluation.slices.asking import WAYS, Queries, SliceMethod, Way, refuse_seen, score_prompts
+from adaptmedseg.evaluation.slices.asking import (
+    WAYS,
+    Queries,
+    SliceMethod,
+    Way,
+    names_to_ask,
+    refuse_seen,
+    score_prompts,
+)
 from adaptmedseg.evaluation.slices.by_support import SupportStudy, score_supports
 from adaptmedseg.evaluation.slices.folder import (
     ScoredModel,
@@ -177,9 +185,12 @@ def _study(shots: str, draws: int, seed: int, *, unet: bool) -> SupportStudy:
 def _by_prompts(
     methods: Sequence[SliceMethod], queries: Sequence[Queries], ask: str | None, device: torch.device
 ) -> list[Record]:
+    ways = [_way(ask or ("class" if method.loaded.classes else "oracle box")) for method in methods]
+    for method, way in zip(methods, ways, strict=True):
+        for query in queries:
+            names_to_ask(method, query, way)  # refused before anything is scored
     records: list[Record] = []
-    for method in methods:
-        way = _way(ask or ("class" if method.loaded.classes else "oracle box"))
+    for method, way in zip(methods, ways, strict=True):
         for query in queries:
             with bar(f"{method.name} on {query.dataset.name}") as progress:
                 records += score_prompts(method, query, way, device, progress)

@@ -66,6 +66,17 @@ def prompt_of(truth: np.ndarray, structure: str, way: Way, image: str) -> Struct
     return StructurePrompt(structure, text=False, points=point, labels=torch.ones(1, dtype=torch.long))
 
 
+def names_to_ask(method: SliceMethod, queries: Queries, way: Way) -> list[str]:
+    """The structures that a model can be asked about in one way. UserError where it knows none of them by class."""
+    names = list(queries.structures)
+    if way == "class":
+        names = [name for name in names if name in method.loaded.classes]
+        if not names:
+            known = ", ".join(method.loaded.classes) or "none"
+            raise UserError(f"model '{method.name}': knows no class of {queries.dataset.name} (classes: {known})")
+    return names
+
+
 def score_prompts(
     method: SliceMethod,
     queries: Queries,
@@ -77,12 +88,7 @@ def score_prompts(
     background; a prompt from the truth needs something to be made from. UserError for images that it was trained on,
     and for a class that it has not."""
     refuse_seen(method, queries)
-    names = list(queries.structures)
-    if way == "class":
-        names = [name for name in names if name in method.loaded.classes]
-        if not names:
-            known = ", ".join(method.loaded.classes) or "none"
-            raise UserError(f"model '{method.name}': knows no class of {queries.dataset.name} (classes: {known})")
+    names = names_to_ask(method, queries, way)
     predictor = PicturePredictor(method.loaded, device)
     records: list[Record] = []
     for done, item in enumerate(queries.items, 1):
