@@ -259,9 +259,10 @@ def test_a_case_of_two_folds_is_refused(tmp_path: Path) -> None:
         read_finished(folders)
 
 
-def test_a_damaged_job_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["[", "name: lora\nconfig: {seed: none}", "name: lora\nconfig: [1]"])
+def test_a_damaged_job_is_left_out(tmp_path: Path, text: str) -> None:
     folder = write_comparison(tmp_path / "x")
-    (folder / "lora" / "seed0" / "job.yaml").write_text("[", encoding="utf-8")
+    (folder / "lora" / "seed0" / "job.yaml").write_text(text, encoding="utf-8")
     torn = folder / "gated" / "seed1" / "results.jsonl"
     torn.write_text(torn.read_text(encoding="utf-8")[:-40], encoding="utf-8")
     binary = folder / "gated" / "seed0" / "results.jsonl"
@@ -271,6 +272,14 @@ def test_a_damaged_job_is_left_out(tmp_path: Path) -> None:
     assert "is left out: its job.yaml is damaged." in " ".join(found.missing)
     assert "gated, seed 1 is left out" in " ".join(found.missing)
     assert "is no text" in " ".join(found.missing)
+
+
+def test_scores_of_another_strategy_than_the_job_names_are_left_out(tmp_path: Path) -> None:
+    folder = write_comparison(tmp_path / "x")
+    (folder / "lora" / "seed0" / "job.yaml").write_text("name: full\nconfig: {seed: 0}", encoding="utf-8")
+    found = read_finished([folder])
+    assert found.strategies == ["base", "gated"]
+    assert "its scores are not those of 'full', which its job.yaml names." in " ".join(found.missing)
 
 
 # Data and folders -----------------------------------------------------------------------

@@ -128,6 +128,9 @@ def _add_run(found: Finished, folder: Path, terms: Terms) -> None:
         shown = FinishedRun(strategy, [], seed).label
         found.missing.append(f"{shown} is left out: {str(error).rstrip('.').split(';')[0]}.")
         return
+    if {record.method for record in records} - {strategy}:
+        found.missing.append(f"{folder} is left out: its scores are not those of '{strategy}', which its {JOB} names.")
+        return
     if config.get("model") == FROM_SCRATCH:
         found.scratch.add(strategy)
     if config:
@@ -152,4 +155,7 @@ def _read_job(path: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(values, dict) or not {"name", "config"} <= values.keys():
         return None
-    return values if isinstance(values["config"], dict | None) else None
+    config = values["config"]
+    if config is not None and not (isinstance(config, dict) and isinstance(config.get("seed"), int)):
+        return None
+    return values
