@@ -70,6 +70,11 @@ def test_what_is_wrong_is_said_in_the_words_of_the_file(tmp_path: Path, text: st
     assert said.split(" (value: {")[0].split(" (value: [")[0] == sentence.replace("Value error, ", "")
 
 
+def test_a_set_named_from_here_and_from_the_root_stands_twice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"line 2: data.paths: .*set stands twice; name each set once"):
+        load(tmp_path, START.replace("[set]", f"[set, {Path('set').absolute()}]"))
+
+
 @pytest.mark.parametrize(
     ("message", "place"),
     [

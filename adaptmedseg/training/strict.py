@@ -18,10 +18,11 @@ Names = TypeVar("Names", list[str], tuple[str, ...])
 def each_once(paths: Names) -> Names:
     """For folders of data sets. ValueError where one stands twice: its cases would be drawn twice as often."""
     known: set[str] = set()
-    for path in map(os.path.normpath, paths):
-        if path in known:
-            raise ValueError(f"{path} stands twice; name each set once")
-        known.add(path)
+    for path in paths:
+        place = os.path.abspath(path)
+        if place in known:
+            raise ValueError(f"{os.path.normpath(path)} stands twice; name each set once")
+        known.add(place)
     return paths
 
 
