@@ -19,12 +19,14 @@ from test_cli import write_base
 from training_cases import forked_job
 
 from adaptmedseg.comparison import compare as compare_module
+from adaptmedseg.comparison.between import difference_sentence
 from adaptmedseg.comparison.job import Cost
 from adaptmedseg.comparison.outcome import Outcome as StrategyOutcome
 from adaptmedseg.comparison.outcome import mean_over_seeds
 from adaptmedseg.comparison.table import build_table
 from adaptmedseg.comparison.write import HEADER, cells, markdown_table
-from adaptmedseg.evaluation.records import Record
+from adaptmedseg.errors import UserError
+from adaptmedseg.evaluation.records import Record, write_results
 from adaptmedseg.evaluation.significance import holm, paired_p
 from adaptmedseg.training.config_file import named_model
 
@@ -102,6 +104,25 @@ def test_the_table_by_hand() -> None:
     assert (lora.steps, lora.seconds_a_step, lora.minutes) == pytest.approx((25, 3.0, 1.25))
     assert lora.p_new == pytest.approx(2 / 64)
     assert lora.p_old == pytest.approx(2 / 8)  # three differences, one zero left out
+
+
+def test_strategies_of_two_comparisons_are_paired_by_hand(tmp_path: Path) -> None:
+    """Means over two seeds; what one of them lacks, and the set that is left out, play no part."""
+    scores = {"first": [(0.1, 0.3), (0.2, 0.2)], "second": [(0.4, 0.6), (0.1, 0.1), (0.9, 0.9)]}
+    for name, cases in scores.items():
+        for seed in (0, 1):
+            records = [record("full", "new", str(i), both[seed]) for i, both in enumerate(cases)]
+            folder = tmp_path / name / f"seed{seed}"
+            folder.mkdir(parents=True)
+            write_results(
+                folder / "results.jsonl", [*records, record("full", "old", "7", 0.9 - 0.8 * (name == "second"))]
+            )
+    told = difference_sentence(tmp_path / "first", tmp_path / "second", ["old"])
+    assert ": 0.200; " in told
+    assert ": 0.300; +0.100 (" in told
+    assert "higher in 1 of 2 cases of 2 patients" in told
+    with pytest.raises(UserError, match="holds no scores"):
+        difference_sentence(tmp_path / "first", tmp_path / "third")
 
 
 def test_scans_of_one_patient_are_one_piece_of_evidence() -> None:

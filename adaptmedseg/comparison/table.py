@@ -52,26 +52,28 @@ class StrategyRow:
 
 
 @dataclass(frozen=True)
-class _Cases:
+class CaseScores:
     """Mean Dice over structures by case, and whose case it is."""
 
     dice: dict[CaseKey, float]
     patients: dict[CaseKey, PatientKey]
 
 
-def _cases(records: Sequence[Record]) -> _Cases:
+def case_scores(records: Sequence[Record]) -> CaseScores:
+    """What each case has over its structures, and over seeds where the records are of several; cases without a score
+    are left out."""
     scores: dict[CaseKey, list[float]] = defaultdict(list)
     for record in records:
         if record.dice is not None:
             scores[record.case_key].append(record.dice)
     patients = {record.case_key: record.patient_key for record in records}
-    return _Cases({key: float(np.mean(values)) for key, values in scores.items()}, patients)
+    return CaseScores({key: float(np.mean(values)) for key, values in scores.items()}, patients)
 
 
 @dataclass(frozen=True)
 class _Sides:
-    new: _Cases
-    old: _Cases
+    new: CaseScores
+    old: CaseScores
 
 
 def summarise(values: Mapping[CaseKey, float], patients: Mapping[CaseKey, PatientKey], seed: int = 0) -> Summary | None:
@@ -93,8 +95,8 @@ def build_table(outcomes: Sequence[Outcome], new: Collection[str], base: str, re
     strategy that trains nothing, `reference` the one that all others are tested against."""
     sides = {
         outcome.name: _Sides(
-            _cases([record for record in outcome.records if record.dataset in new]),
-            _cases([record for record in outcome.records if record.dataset not in new]),
+            case_scores([record for record in outcome.records if record.dataset in new]),
+            case_scores([record for record in outcome.records if record.dataset not in new]),
         )
         for outcome in outcomes
     }
@@ -103,12 +105,13 @@ def build_table(outcomes: Sequence[Outcome], new: Collection[str], base: str, re
         return rows
     against = sides[reference]
     others = [None if row.name == reference else sides[row.name] for row in rows]
-    p_new = holm([None if other is None else _p(against.new, other.new) for other in others])
-    p_old = holm([None if other is None else _p(against.old, other.old) for other in others])
+    p_new = holm([None if other is None else patients_p(against.new, other.new) for other in others])
+    p_old = holm([None if other is None else patients_p(against.old, other.old) for other in others])
     return [replace(row, p_new=p, p_old=q) for row, p, q in zip(rows, p_new, p_old, strict=True)]
 
 
-def _p(reference: _Cases, other: _Cases) -> float | None:
+def patients_p(reference: CaseScores, other: CaseScores) -> float | None:
+    """Wilcoxon's p over patients, by the cases that both have; None where there is nothing to test."""
     changes = differences(reference.dice, other.dice)
     return paired_p(patient_means(list(changes.values()), [other.patients[key] for key in changes]))
 
