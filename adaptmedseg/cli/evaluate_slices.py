@@ -27,7 +27,7 @@ from adaptmedseg.evaluation.slices.asking import (
     refuse_seen,
     score_prompts,
 )
-from adaptmedseg.evaluation.slices.by_support import SupportStudy, score_supports
+from adaptmedseg.evaluation.slices.by_support import SupportStudy, apart_from, score_supports
 from adaptmedseg.evaluation.slices.folder import (
     ScoredModel,
     Scores,
@@ -211,6 +211,8 @@ def _by_support(
         raise UserError("--shots: is for one --model, which its baselines are compared with; give one")
     if not isinstance(methods[0].loaded.model, PictureModel):
         raise UserError(f"--model {methods[0].name}: support sets are made for SAM's own encoder and decoder")
+    for query in queries:  # refused before any set is scored, lest its scores be lost
+        apart_from(query.dataset.items("train"), query)
     records: list[Record] = []
     for query in queries:
         records += score_supports(methods[0], query.dataset.items("train"), query, study, device, tell)
