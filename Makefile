@@ -14,6 +14,7 @@ PROMPT_SEEDS ?= 0 1
 SLICE_STEPS ?= 400
 SLICE_TASK_STEPS ?= 150
 SLICE_PAIR_STEPS ?= 800
+SLICE_LORA_STEPS ?= 1500
 SHOTS ?= 1,4,16
 DRAWS ?= 2
 QUERIES ?= 12
@@ -168,7 +169,7 @@ slices: $(VENV)/installed runs/slices/sets
 			--draws $(DRAWS) --limit $(QUERIES) --unet --out runs/slices/supports --append $${names:+"$$names"} || exit 1; \
 	done
 	$(BIN)/adaptmedseg train 2d/qv_lora --base runs/slices/base --data runs/slices/infrared --out runs/slices/lora \
-		budget.minutes=null budget.steps=$(SLICE_TASK_STEPS) --resume batch_size=4 optimiser.lr=0.002
+		budget.minutes=null budget.steps=$(SLICE_LORA_STEPS) --resume structures_per_image=1 optimiser.lr=0.0003
 	for ask in "oracle point" "oracle box"; do \
 		$(BIN)/adaptmedseg evaluate-slices --model none=runs/slices/base --model "q/v LoRA=runs/slices/lora" \
 			--data runs/slices/infrared --ask "$$ask" --out runs/slices/sirst --append || exit 1; \
