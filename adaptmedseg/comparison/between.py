@@ -8,10 +8,11 @@ import sys
 from collections.abc import Collection
 from pathlib import Path
 
+from adaptmedseg.comparison.outcome import mean_over_seeds
 from adaptmedseg.comparison.table import case_scores, differences, patients_p, summarise
-from adaptmedseg.errors import UserError
+from adaptmedseg.errors import UserError, exit_code
 from adaptmedseg.evaluation import wording
-from adaptmedseg.evaluation.records import Record, read_results
+from adaptmedseg.evaluation.records import Record, read_scores
 from adaptmedseg.evaluation.study import RESULTS
 
 
@@ -41,7 +42,8 @@ def _records(folder: Path, left_out: Collection[str]) -> list[Record]:
     files = sorted(folder.glob(f"seed*/{RESULTS}"))
     if not files:
         raise UserError(f"{folder}: holds no scores (seed*/{RESULTS}); give a strategy's folder of a comparison")
-    return [record for file in files for record in read_results(file) if record.dataset not in left_out]
+    records = mean_over_seeds([read_scores(file) for file in files])
+    return [record for record in records if record.dataset not in left_out]
 
 
 def main() -> int:
@@ -50,12 +52,7 @@ def main() -> int:
     parser.add_argument("second", type=Path)
     parser.add_argument("--leave-out", action="append", default=[], metavar="DATASET", help="a data set not to compare")
     options = parser.parse_args()
-    try:
-        print(difference_sentence(options.first, options.second, options.leave_out))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: print(difference_sentence(options.first, options.second, options.leave_out)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from adaptmedseg.checkpoints.store import MODEL_FILE
 from adaptmedseg.data.files import write_atomic
 from adaptmedseg.device import keep_freed_memory, pick_device
-from adaptmedseg.errors import UserError
+from adaptmedseg.errors import UserError, exit_code
 from adaptmedseg.evaluation.evaluate import asked_of, evaluate_cases
 from adaptmedseg.evaluation.mask_store import MaskStore
 from adaptmedseg.evaluation.metrics import MeasureSettings
@@ -129,12 +129,7 @@ def work(folder: Path, device: str) -> None:
 def main() -> int:
     """The process; its last line on standard error says what went wrong."""
     keep_freed_memory()
-    try:
-        work(Path(sys.argv[1]), sys.argv[2])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(lambda: work(Path(sys.argv[1]), sys.argv[2]))
 
 
 if __name__ == "__main__":

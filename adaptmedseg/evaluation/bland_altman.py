@@ -122,9 +122,9 @@ def _panels(rows: Sequence[Agreement], methods: Sequence[tuple[str, str]], label
 
 
 def _draw(axes: Axes, row: Agreement, number: int, labels: Mapping[str, str]) -> None:
-    colour = style.PALETTE[number % len(style.PALETTE)]
+    colour = style.colour(number)
     label = f"{labels.get(row.method, row.method)} (prompt: {wording.origin(row.prompt_origin)})"
-    marker = style.MARKERS[number % len(style.MARKERS)]
+    marker = style.marker(number)
     axes.plot(row.means, row.errors, marker, color=colour, markersize=4, alpha=0.7, linestyle="none", label=label)
     axes.axhline(row.bias, color=colour, linewidth=1.3)
     for limit in row.limits or ():

@@ -56,12 +56,12 @@ def curve_svg(histories: Mapping[str, History], curve: Curve, x_key: str = "step
             if run not in drawn:
                 continue
             x, y = drawn[run]
-            colour = style.PALETTE[(place + 1) % len(style.PALETTE)]
+            colour = style.colour(place + 1)
             dashes = ("solid", "dashed", "dashdot", "dotted")[place % 4]
             if curve.noisy and len(x) > 30:
                 axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.3)
                 y = smooth(y, max(len(y) // 25, 3))
-            marker = style.MARKERS[place % len(style.MARKERS)] if len(x) <= 40 else ""
+            marker = style.marker(place) if len(x) <= 40 else ""
             axes.plot(x, y, color=colour, linestyle=dashes, marker=marker, markersize=4, linewidth=1.6, label=run)
         axes.set_xlabel("minutes of training" if x_key == "minutes" else "optimiser steps")
         axes.set_ylabel(curve.label)

@@ -22,10 +22,7 @@ def series_styles(records: Sequence[Record], method_order: Sequence[str]) -> dic
     methods = list(dict.fromkeys([*method_order, *(record.method for record in records)]))
     series = dict.fromkeys((record.method, record.prompt_origin) for record in records)
     ordered = sorted(series, key=lambda key: (methods.index(key[0]), is_oracle(key[1]), key[1]))
-    return {
-        key: (style.PALETTE[methods.index(key[0]) % len(style.PALETTE)], style.MARKERS[place % len(style.MARKERS)])
-        for place, key in enumerate(ordered)
-    }
+    return {key: (style.colour(methods.index(key[0])), style.marker(place)) for place, key in enumerate(ordered)}
 
 
 def dice_strip_svg(

@@ -71,10 +71,10 @@ def learning_svg(ticks: Sequence[str], curves: Mapping[str, Sequence[CurvePoint]
         figure = Figure(figsize=(5.4, 2.9 + 0.2 * len(curves)), layout="constrained")
         axes = figure.add_subplot()
         for number, (label, points) in enumerate(curves.items()):
-            colour = style.PALETTE[(number + 1) % len(style.PALETTE)]
+            colour = style.colour(number + 1)
             shift = 0.05 * (number - (len(curves) - 1) / 2)
             x = [ticks.index(point.tick) + shift for point in points]
-            marker = style.MARKERS[number % len(style.MARKERS)]
+            marker = style.marker(number)
             axes.plot(
                 x, [p.mean for p in points], color=colour, marker=marker, markersize=5, linewidth=1.5, label=label
             )

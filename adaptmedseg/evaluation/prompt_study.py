@@ -117,7 +117,7 @@ def _curves(study: Study, rows: Sequence[Row], place: Mapping[str, int], labels:
         for number, method in enumerate(methods):
             own = [row for row in rows if row.method == method and row.mean is not None]
             x = [place[question_of(row.prompt_origin)] + 0.06 * (number - (len(methods) - 1) / 2) for row in own]
-            colour = style.PALETTE[(number + 1) % len(style.PALETTE)]
+            colour = style.colour(number + 1)
             means = [row.mean or 0.0 for row in own]
             line = "none" if study == "prompts" else "-"
             axes.plot(x, means, color=colour, linestyle=line, linewidth=1.4, label=labels.get(method, method))
@@ -125,7 +125,7 @@ def _curves(study: Study, rows: Sequence[Row], place: Mapping[str, int], labels:
                 low, high = row.interval or (mean, mean)
                 axes.plot((at, at), (low, high), color=colour, linewidth=1.2)
                 face = "white" if is_oracle(row.prompt_origin) else colour
-                axes.plot(at, mean, style.MARKERS[number % len(style.MARKERS)], color=colour, markerfacecolor=face)
+                axes.plot(at, mean, style.marker(number), color=colour, markerfacecolor=face)
         axes.set_xticks([at for at, _ in ticks], [_tick(study, question) for _, question in ticks])
         axes.tick_params(axis="x", labelrotation=30 if study == "prompts" else 0)
         axes.set_xlabel(AXES[study])

@@ -30,6 +30,16 @@ _SETTINGS: Any = {
 }
 
 
+def colour(number: int) -> str:
+    """The colour of the line or group with a number, from 0; they begin again after the last."""
+    return PALETTE[number % len(PALETTE)]
+
+
+def marker(number: int) -> str:
+    """As `colour`, its marker."""
+    return MARKERS[number % len(MARKERS)]
+
+
 def settings() -> Any:
     """Context in which figures are drawn."""
     return matplotlib.rc_context(_SETTINGS)

@@ -134,7 +134,7 @@ def map_tokens(tokens: Sequence[Token]) -> TokenMap:
     modalities = sorted({token.modality for token in tokens if token.modality})
     palette = matplotlib.colormaps["tab20"].colors  # type: ignore[attr-defined]
     colours = {name: palette[i % len(palette)] for i, name in enumerate(kinds)}
-    markers = {name: style.MARKERS[i % len(style.MARKERS)] for i, name in enumerate(modalities)}
+    markers = {name: style.marker(i) for i, name in enumerate(modalities)}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["panel", "task", "modality", "case", "pc1", "pc2"])

@@ -17,7 +17,7 @@ from types import FrameType
 
 import yaml
 
-from adaptmedseg.errors import UserError
+from adaptmedseg.errors import UserError, exit_code
 from adaptmedseg.launch.allocation import Allocation
 from adaptmedseg.launch.requeue import (
     MAX_REQUEUES,
@@ -158,12 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--smoke-seconds", type=int, default=SMOKE_SECONDS)
     options, rest = parser.parse_known_args(arguments)
     steps = Steps()
-    try:
+
+    def work() -> int:
         out, chosen = one_of(options, rest, os.environ)
         return attend(steps, Allocation.from_environment(os.environ), out, chosen, options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return exit_code(work)
 
 
 def _tell(sentence: str) -> None:

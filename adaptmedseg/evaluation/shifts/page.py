@@ -137,7 +137,7 @@ def _severities(rows: Sequence[Kept], graded: Sequence[Shift]) -> str:
                 for row in found:
                     axes.plot(
                         range(len(row.by_severity) + 1), (1.0, *row.by_severity), color=_colour(number), linewidth=1.4,
-                        marker=style.MARKERS[number % len(style.MARKERS)], markersize=3,
+                        marker=style.marker(number), markersize=3,
                     )  # fmt: skip
             axes.set_title(shift.name, fontsize=9)
             axes.set_ylim(0, 1.05 * max(top, 1.1))
@@ -160,7 +160,7 @@ def _scatter(records: Sequence[Record]) -> str:
                 pairs = [(r.extra[name], r.dice) for r in own if r.extra[name] is not None]
                 if pairs:
                     axes.scatter(*zip(*pairs, strict=True), s=12, color=_colour(number), alpha=0.6,
-                                 marker=style.MARKERS[number % len(style.MARKERS)])  # fmt: skip
+                                 marker=style.marker(number))  # fmt: skip
             axes.set_xlabel(label.replace(", ", ",\n"), fontsize=8)
             axes.set_ylim(0, 1)
             style.quiet_grid(axes, "y")
@@ -174,12 +174,12 @@ def _scatter(records: Sequence[Record]) -> str:
 
 
 def _colour(number: int) -> str:
-    return style.PALETTE[(number + 1) % len(style.PALETTE)]
+    return style.colour(number + 1)
 
 
 def _handles(methods: Sequence[tuple[str, str]]) -> list[Line2D]:
     return [
-        Line2D([], [], color=_colour(n), marker=style.MARKERS[n % len(style.MARKERS)], markersize=4,
+        Line2D([], [], color=_colour(n), marker=style.marker(n), markersize=4,
                label=f"{name} (prompt: {wording.origin(origin)})")
         for n, (name, origin) in enumerate(methods)
     ]  # fmt: skip

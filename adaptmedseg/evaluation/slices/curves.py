@@ -22,8 +22,8 @@ def support_curve_svg(points: Sequence[Point], dataset: str) -> str:
                 [point.shots for point in line],
                 [point.mean for point in line],
                 yerr=[point.sd or 0.0 for point in line],
-                color=style.PALETTE[place % len(style.PALETTE)],
-                marker=style.MARKERS[place % len(style.MARKERS)],
+                color=style.colour(place),
+                marker=style.marker(place),
                 markersize=5, linewidth=1.6, capsize=2, label=method,
             )  # fmt: skip
         axes.set_xscale("log", base=2)

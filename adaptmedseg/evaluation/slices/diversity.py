@@ -11,10 +11,9 @@ from matplotlib.figure import Figure
 
 from adaptmedseg.evaluation import style, wording
 from adaptmedseg.evaluation.records import Record
+from adaptmedseg.evaluation.slices.points import Item, mean_over_structures
 from adaptmedseg.evaluation.slices.scores import BACKGROUND
 from adaptmedseg.evaluation.slices.tables import markdown
-
-Item = tuple[str, str]  # case and structure
 
 
 @dataclass(frozen=True)
@@ -64,17 +63,11 @@ def diversity_points(records: Sequence[Record], learned: Mapping[str, frozenset[
         structures = tuple(sorted({structure for _, structure in shared}))
         images = len({case for case, _ in shared})
         for number, names in sorted(by_number.items()):
-            mean = float(np.mean([_mean(methods[name], shared) for name in names]))
+            mean = float(
+                np.mean([mean_over_structures({item: methods[name][item] for item in shared}) for name in names])
+            )
             points.append(DiversityPoint(dataset, origin, number, tuple(names), mean, images, structures))
     return points
-
-
-def _mean(scores: Mapping[Item, float], items: Sequence[Item]) -> float:
-    """The mean over structures of the mean over images."""
-    by_structure: dict[str, list[float]] = defaultdict(list)
-    for item in items:
-        by_structure[item[1]].append(scores[item])
-    return float(np.mean([np.mean(values) for values in by_structure.values()]))
 
 
 def diversity_table(points: Sequence[DiversityPoint]) -> str:
@@ -102,8 +95,8 @@ def diversity_svg(points: Sequence[DiversityPoint]) -> str:
             axes.plot(
                 [point.learned for point in line],
                 [point.mean for point in line],
-                color=style.PALETTE[place % len(style.PALETTE)],
-                marker=style.MARKERS[place % len(style.MARKERS)],
+                color=style.colour(place),
+                marker=style.marker(place),
                 markersize=5, linewidth=1.6, label=f"{dataset}: {line[0].of}{asked}",
             )  # fmt: skip
         numbers = sorted({point.learned for point in points})

@@ -77,7 +77,7 @@ def support_points(records: Sequence[Record]) -> list[Point]:
     for (dataset, method, shots), draws in _scores(records).items():
         items = common[dataset].items
         if items:
-            means = [_mean({item: of_draw[item] for item in items}) for of_draw in draws.values()]
+            means = [mean_over_structures({item: of_draw[item] for item in items}) for of_draw in draws.values()]
             sd = float(np.std(means, ddof=1)) if len(means) > 1 else None
             points.append(Point(method, shots, float(np.mean(means)), sd, len(means), common[dataset]))
     return points
@@ -106,7 +106,7 @@ def _scores(records: Sequence[Record]) -> dict[tuple[str, str, int], Draws]:
     return scores
 
 
-def _mean(scores: dict[Item, float]) -> float:
+def mean_over_structures(scores: dict[Item, float]) -> float:
     """The mean over structures of the mean over images."""
     by_structure: dict[str, list[float]] = defaultdict(list)
     for (_, structure), score in scores.items():
